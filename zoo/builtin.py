@@ -1,0 +1,32 @@
+"""What the core itself contributes, through the same hook as every plugin: datasets and the torch engine."""
+
+from collections.abc import Iterable
+
+from zoo.hookspecs import hookimpl
+from zoo.specs import DatasetSpec, EngineSpec, Spec
+
+ZOO_API = 1
+
+
+@hookimpl
+def zoo_specs() -> Iterable[Spec]:
+    """Return the built-in datasets and engine."""
+    return [
+        DatasetSpec(
+            name="shapes",
+            open="zoo.data.shapes:open_shapes",
+            summary="drawn coloured shapes with captions; combinations held out; needs no download",
+        ),
+        DatasetSpec(
+            name="emoji",
+            open="zoo.data.emoji:open_emoji",
+            summary="Twemoji pictures with their names (CC BY 4.0)",
+            needs="emoji",
+        ),
+        DatasetSpec(
+            name="folder",
+            open="zoo.data.folder:open_folder",
+            summary="your own pictures: folder:PATH, captions beside them or subfolders as labels",
+        ),
+        EngineSpec(name="torch", build="zoo.train.engine:TorchEngine", summary="one process, plain torch"),
+    ]

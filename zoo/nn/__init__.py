@@ -1,0 +1,5 @@
+"""Layers and numerics shared by two or more plugins."""
+
+from zoo.nn.residual import Residual, residuals
+
+__all__ = ["Residual", "residuals"]

@@ -1,0 +1,98 @@
+"""What a config is made of: references to other parts, the facts parts tell each other, and training recipes.
+
+Imports no torch. Configs are `@attrs.frozen(kw_only=True)` classes; this module holds the three values that
+every one of them may use.
+"""
+
+from typing import Any, Literal
+
+import attrs
+from attrs import validators as v
+
+Grid = tuple[int, int]
+"""(rows, columns) of a code grid."""
+
+
+@attrs.frozen(kw_only=True)
+class Facts:
+    """What a part tells the parts beside it, before anything is built. Fields are set by need.
+
+    A part's config answers `facts(image_size) -> Facts`; an object given by `parts=` answers the same.
+    """
+
+    vocab_size: int | None = None
+    """Number of codes of a codebook, or of pieces of a tokenizer."""
+    grids: tuple[Grid, ...] | None = None
+    """Code grids of one image, coarse to fine."""
+    length: int | None = None
+    """Tokens in one encoded caption."""
+    width: int | None = None
+    """Width of a text encoder's output."""
+    channels: int | None = None
+    """Channels of a latent."""
+    size: Grid | None = None
+    """Height and width of a latent."""
+    bounded: bool | None = None
+    """True when the latent's values lie in [-1, 1], so that thresholding makes sense."""
+
+
+@attrs.frozen
+class Ref:
+    """A reference to another part, by the name of a card (or a run folder) and the interface it must have.
+
+    Before resolution `config` is None. Resolution fills it with the part's bound config, and from then on the
+    reference reads like that config: `system.prior.depth`.
+    """
+
+    card: str
+    """Name of a card, or the path of a run folder."""
+    interface: str
+    """The interface the part must have: "tokenizer", "codebook", "prior" ..."""
+    config: Any = None
+    """The part's bound config, once resolved."""
+    given: bool = False
+    """True when the part is an object handed over by `parts=`; its config is whatever it answers."""
+
+    def __getattr__(self, name: str) -> Any:
+        config = object.__getattribute__(self, "config")
+        if name.startswith("__") or config is None:
+            raise AttributeError(f"reference to '{self.card}' has no '{name}'")
+        return getattr(config, name)
+
+
+@attrs.frozen(kw_only=True)
+class Recipe:
+    """How a part is trained. Paper variants carry the paper's recipe; `--set PART.train.lr=...` changes a field."""
+
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    """"adamw" decouples weight decay from the gradient; "adam" adds it to the gradient."""
+    lr: float = attrs.field(default=3e-4, validator=v.gt(0))
+    """Peak learning rate."""
+    lr_end: float = attrs.field(default=0.0, validator=v.ge(0))
+    """Learning rate at the end of the schedule."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of Adam's first and second moment."""
+    eps: float = attrs.field(default=1e-8, validator=v.gt(0))
+    """Added to the root of the second moment."""
+    weight_decay: float = attrs.field(default=0.0, validator=v.ge(0))
+    """On matrices only (parameters of two dimensions or more), unless the part says otherwise."""
+    warmup: int = attrs.field(default=0, validator=v.ge(0))
+    """Updates over which the learning rate rises linearly from zero."""
+    schedule: Literal["constant", "cosine"] = "cosine"
+    """What follows the warm-up."""
+    decay_steps: int | None = None
+    """Updates until `lr_end` is reached, warm-up included; None: the run's own number of updates."""
+    clip: float | None = attrs.field(default=1.0, validator=v.optional(v.gt(0)))
+    """Largest global gradient norm; None: no clipping."""
+    ema: float | None = attrs.field(default=None, validator=v.optional(v.and_(v.ge(0), v.lt(1))))
+    """Decay of the averaged weights that are saved and sampled from; None: no average."""
+    ema_every: int = attrs.field(default=1, validator=v.ge(1))
+    """Updates between two steps of the average."""
+    batch: int = attrs.field(default=64, validator=v.ge(1))
+    """Samples of the whole (global) batch."""
+    accumulate: int = attrs.field(default=1, validator=v.ge(1))
+    """Micro-batches the global batch is split into."""
+    steps: int = attrs.field(default=1000, validator=v.ge(1))
+    """Updates."""
+    transform: str = "fit"
+    """Which crop law turns a picture into the part's input: see `zoo.data.transforms`."""

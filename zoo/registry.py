@@ -1,0 +1,192 @@
+"""Names to objects: `build`, `load`, `info`, `list_models`, and what the trainer uses of them.
+
+`build` is `resolve` (no torch) and then one construction per part. Torch is imported by what constructs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import attrs
+
+from zoo import plugins
+from zoo.catalogue import Card, catalogue
+from zoo.config import Overrides, plain
+from zoo.errors import BadRun, NotInstalled
+from zoo.resolution import Node, is_run, resolve_tree
+from zoo.specs import DatasetSpec, EngineSpec, ReducerSpec, locate
+
+if TYPE_CHECKING:
+    from zoo.interfaces import Dataset
+
+
+def list_models() -> list[Card]:
+    """Return the cards of this environment, ours and installed third parties', by name. Imports no plugin."""
+    return [card for _, card in sorted(catalogue().cards.items())]
+
+
+def resolve(name: str, overrides: Overrides = ()) -> Any:
+    """Return the bound config of a card or run folder, without torch; see `zoo.resolution.resolve_tree`."""
+    return resolve_tree(name, overrides)[1]
+
+
+def build(
+    name: str,
+    *,
+    device: Any = None,
+    dtype: Any = None,
+    weights: str | None = None,
+    parts: Mapping[str, Any] | None = None,
+    overrides: Overrides = (),
+) -> Any:
+    """Build a model by name: a Generator for a whole system, the part itself for a card of a part.
+
+    Args:
+        name: a card, an alias, or a run folder (whose weights are loaded).
+        device: None means torch's default device if the parameters fit its free memory, else the meta device with a
+            warning that says how many bytes it needs. An explicit device is obeyed, or refused before allocation.
+        dtype: floating dtype of the parameters; None is torch's default.
+        weights: tag of one of the card's weights, or the path of a safetensors file of this part.
+        parts: objects to put in the place of parts, by role, such as {"codebook": my_module}.
+        overrides: "prior.depth=2" strings or a mapping; "codebook=vqvae" puts another card in a part's place.
+
+    Raises:
+        UnknownName, NotInstalled, PluginFailed, WrongApi: the four kinds of miss.
+        ConfigError, PartMismatch: an override is wrong, or parts do not fit together.
+        DoesNotFit: an explicit device has too little free memory.
+        BadWeights: a weight file is not what it should be.
+    """
+    from zoo.construct import load_card_weights
+
+    built = _build_system(name, device=device, dtype=dtype, parts=parts, overrides=overrides)
+    if weights is not None:
+        load_card_weights(built, weights)
+    return _unwrap(built)
+
+
+def _build_system(name: str, *, device: Any, dtype: Any, parts: Any = None, overrides: Overrides = ()) -> Any:
+    from zoo.construct import construct, place
+    from zoo.runs import RunFolder, load_sources
+
+    node, config = resolve_tree(name, overrides, parts=parts)
+    chosen = place(node, config, device=device, dtype=dtype)
+    if is_run(name):
+        RunFolder(name).check_lineage()
+    built = construct(node, config, device=chosen, dtype=dtype)
+    if chosen.type != "meta":
+        load_sources(node, built)
+    return built
+
+
+def load(path: str, *, device: Any = None, dtype: Any = None) -> Any:
+    """Rebuild a saved run from its own folder, with no name: a Generator, or the part if the run trained a part alone.
+
+    Parts that are not finished have fresh weights; `g.ready` says which, and `generate` refuses to use them.
+
+    Raises:
+        BadRun: there is no run at `path`, or a part was trained on others than the ones beside it.
+        BadWeights: a weight file is truncated, foreign, or of another model.
+    """
+    return _unwrap(load_system(path, device=device, dtype=dtype))
+
+
+def load_system(path: str, *, device: Any = None, dtype: Any = None) -> Any:
+    """Rebuild a saved run as a system, also when it trained one part alone (`zoo.generators.Solo`); see `load`."""
+    from zoo.runs import RunFolder
+
+    folder = RunFolder(path).path.resolve()  # says what is wrong with the path; a folder may have a card's name
+    return _build_system(str(folder), device=device, dtype=dtype)
+
+
+def _unwrap(built: Any) -> Any:
+    from zoo.generators import Solo
+
+    return built.part if isinstance(built, Solo) else built
+
+
+def info(name: str, overrides: Overrides = ()) -> dict[str, Any]:
+    """Return the facts of a model: at least name, plugin, kind, params, and parts with the params of each.
+
+    Counts are of what would be built, on the meta device: no memory is taken.
+    """
+    from zoo.construct import construct, count
+
+    node, config = resolve_tree(name, overrides)
+    card = catalogue().get(name) if name in catalogue() else None
+    built = construct(node, config, device="meta")
+    counts = {role: count(part) for role, part in built.parts.items()}
+    facts = attrs.asdict(card) if card else {"name": name, "plugin": node.plugin, "kind": node.interface}
+    return {
+        **facts,
+        "params": sum(counts.values()),
+        "parts": {
+            role: {"card": part.card, "plugin": part.plugin, "params": counts[role]}
+            for role, part in built.parts.items()
+        },
+        "config": plain(config),
+    }
+
+
+def open_dataset(uri: str, *, split: str = "train", size: int, transform: str = "fit") -> Dataset:
+    """Open "name" or "name:path" as a dataset of square pictures.
+
+    Raises:
+        UnknownName: no dataset has this name.
+        NotInstalled: it needs an extra; says what to type.
+        BadData: it cannot be read.
+    """
+    name, _, path = uri.partition(":")
+    spec: DatasetSpec = plugins.installed().find(DatasetSpec, name, "dataset")
+    opener = locate(spec.open)
+    try:
+        return opener(path, split=split, size=size, transform=transform)
+    except ModuleNotFoundError as cause:
+        if spec.needs is None:
+            raise
+        raise NotInstalled(f"dataset '{name}' needs its extra: pip install 'image-zoo[{spec.needs}]'") from cause
+
+
+def engine(name: str) -> EngineSpec:
+    """Return the spec of a training engine."""
+    return plugins.installed().find(EngineSpec, name, "engine")
+
+
+def reducer(name: str) -> ReducerSpec:
+    """Return the spec of a gradient reducer."""
+    return plugins.installed().find(ReducerSpec, name, "reducer")
+
+
+def build_system(
+    node: Node,
+    config: Any,
+    *,
+    seed: int,
+    trained: Sequence[str] = (),
+    building: AbstractContextManager[Any] | None = None,
+    device: Any = None,
+) -> Any:
+    """Construct a system for training: the trained roles inside `building`, the rest outside; no memory rule.
+
+    Args:
+        node, config: what `resolve_tree` returned.
+        seed: decides every part's initial weights, each by its own role.
+        trained: roles built inside `building`.
+        building: the engine's context.
+        device: where the parts go.
+    """
+    from zoo.construct import construct
+
+    return construct(node, config, device=device, seed=seed, trained=trained, building=building or nullcontext())
+
+
+def run_config(path: str) -> Any:
+    """Return the bound config of a run folder.
+
+    Raises:
+        BadRun: there is no run there.
+    """
+    if not is_run(path):
+        raise BadRun(f"'{path}' is not a run folder: it has no run.toml")
+    return resolve(path)

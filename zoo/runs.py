@@ -1,0 +1,232 @@
+"""Run folders: what was trained, from what, and where its weights are.
+
+    run.toml                 the resolved config and versions, written by the first command
+    metrics.jsonl            one object a step
+    checkpoints/ samples/ store/
+    <role>.safetensors       a finished part; its header says what it was trained on
+
+Imports no torch until weights are read or written.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import tomllib
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from zoo import plugins
+from zoo.config import without_none
+from zoo.errors import BadRun, ConfigError, PartMismatch
+from zoo.files import atomic_text, atomic_write
+from zoo.resolution import Node, dump, undump
+from zoo.weights import load_into, load_tensors, read_metadata, save_tensors, sha256
+
+FORMAT = 1
+
+
+class RunFolder:
+    """A run that exists.
+
+    Raises:
+        BadRun: there is no run.toml, it cannot be read, or it is of a later format.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        file = self.path / "run.toml"
+        if not file.is_file():
+            raise BadRun(f"'{path}' is not a run folder: it has no run.toml")
+        try:
+            self.data: dict[str, Any] = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as cause:
+            raise BadRun(f"{file} cannot be read: {cause}") from cause
+        if self.data.get("format") != FORMAT or "config" not in self.data:
+            raise BadRun(f"{file} has format {self.data.get('format')!r}; this zoo reads {FORMAT}")
+
+    @classmethod
+    def create(cls, path: str | Path, node: Node, config: Any, *, seed: int, data: str) -> RunFolder:
+        """Make the folder, or take up one that exists.
+
+        The weights of parts that come from other runs are copied in. In an existing folder the config may change only
+        in parts that are not trained yet.
+
+        Raises:
+            BadRun: a trained part's config, the seed or the data would change.
+        """
+        path = Path(path)
+        if path.exists() and not path.is_dir():
+            raise BadRun(f"'{path}' is a file; a run is a folder")
+        new = {
+            "format": FORMAT,
+            "card": node.card,
+            "seed": seed,
+            "data": data,
+            "versions": _versions(node),
+            "config": without_none(dump(config, node)),
+        }
+        if (path / "run.toml").exists():
+            cls(path)._check_change(new, node)
+        for role, part in node.walk():
+            if part.source is not None and part.source.resolve() != path.resolve():
+                _copy_part(part, path / f"{full_role(node, role)}.safetensors")
+        atomic_text(path / "run.toml", tomli_w.dumps(new))
+        return cls(path)
+
+    def _check_change(self, new: dict[str, Any], node: Node) -> None:
+        trained = [role for role, _ in _roles(node) if self.finished(role)]
+        for key in ("card", "seed"):
+            if trained and new[key] != self.data[key]:
+                raise BadRun(
+                    f"{self.path} was begun with {key} {self.data[key]!r}, not {new[key]!r}; use another --out"
+                )
+        for role in trained:
+            before = _table(self.data["config"], role, node)
+            if _table(new["config"], role, node) != before:
+                raise BadRun(
+                    f"{self.path}: '{role}' is trained with other settings; use another --out, "
+                    f"or delete {self.part_path(role)} to train it again"
+                )
+
+    @property
+    def card(self) -> str:
+        """Name of the card the run was begun with."""
+        return self.data["card"]
+
+    @property
+    def config(self) -> Any:
+        """The bound config."""
+        from zoo.resolution import resolve_tree
+
+        return resolve_tree(str(self.path))[1]
+
+    def node(self, interface: str | None = None) -> Node:
+        """Return the unbound tree, or that of its one part with this interface; every part takes its weights here.
+
+        Raises:
+            PartMismatch: the run has no such part, or several.
+        """
+        try:
+            root = undump(self.data["config"])
+        except (ConfigError, KeyError) as cause:
+            raise BadRun(f"{self.path / 'run.toml'}: {cause}") from cause
+        for role, part in _roles(root):
+            if self.part_path(role).exists():
+                part.source, part.source_role = self.path, role
+        if interface is None or root.interface == interface:
+            return root
+        fitting = [child for child in root.children.values() if child.interface == interface]
+        if len(fitting) != 1:
+            raise PartMismatch(f"'{self.path}' has {len(fitting)} parts of kind {interface}; one is needed here")
+        return fitting[0]
+
+    def part_path(self, role: str) -> Path:
+        """Return where a finished part's weights are."""
+        return self.path / f"{role}.safetensors"
+
+    def finished(self, role: str) -> bool:
+        """Return True when the part is trained or fitted."""
+        return self.part_path(role).exists()
+
+    def fingerprint(self, role: str) -> str:
+        """Return the sha256 of a finished part's file."""
+        return sha256(self.part_path(role))
+
+    def save_part(
+        self, role: str, module: Any, *, trained_on: dict[str, str] | None = None, extra: dict[str, Any] | None = None
+    ) -> Path:
+        """Write a finished part, whole or not at all, with what it is and what it was trained on in its header."""
+        header = {
+            "format": FORMAT,
+            "card": module.card,
+            "plugin": module.plugin,
+            "version": module.version,
+            "trained_on": trained_on or {},
+            **(extra or {}),
+        }
+        save_tensors(self.part_path(role), module.state_dict(), header)
+        return self.part_path(role)
+
+    def load_parts(self, built: Any) -> None:
+        """Load every finished part into a built system and mark it ready.
+
+        Raises:
+            BadWeights: a file is truncated, foreign, or of another model.
+        """
+        for role in built.parts:
+            if self.finished(role):
+                load_part(self.part_path(role), built, role)
+
+    def check_lineage(self) -> None:
+        """Raise BadRun when a part was trained on another part than the one that lies beside it now."""
+        prints: dict[str, str] = {}
+        for path in sorted(self.path.glob("*.safetensors")):
+            role = path.name.removesuffix(".safetensors")
+            for other, expected in read_metadata(path).get("trained_on", {}).items():
+                if other not in prints:
+                    prints[other] = self.fingerprint(other) if self.finished(other) else ""
+                if prints[other] != expected:
+                    raise BadRun(
+                        f"{self.path}: '{role}' was trained on another '{other}' than the one here; train it again: "
+                        f"rm {path} && python scripts/train.py --model {self.path} --part {role.partition('.')[0]}"
+                    )
+
+
+def load_part(path: Path, built: Any, role: str) -> None:
+    """Load one weight file into the part `role` of a built system and mark it ready."""
+    tensors, _ = load_tensors(path)
+    load_into(built.parts[role], tensors, path)
+    built.mark_ready(role)
+
+
+def load_sources(node: Node, built: Any) -> None:
+    """Load the weights of every part that was taken from a run folder."""
+    for role, part in _roles(node):
+        if part.source is not None:
+            load_part(RunFolder(part.source).part_path(part.source_role), built, role)
+
+
+def full_role(node: Node, role: str) -> str:
+    """Return a role as files and `g.parts` name it: the lone part of a part's card goes by its interface."""
+    return role if node.interface == "generator" else f"{node.interface}.{role}".strip(".")
+
+
+def _roles(node: Node) -> list[tuple[str, Node]]:
+    named = [(full_role(node, role), part) for role, part in node.walk()]
+    return [(role, part) for role, part in named if role]
+
+
+def _table(config: dict[str, Any], role: str, node: Node) -> Any:
+    """Return a part's own table, without the parts it holds."""
+    steps = role.split(".") if node.interface == "generator" else role.split(".")[1:]
+    table: Any = config
+    for step in steps:
+        table = table.get(step, {}) if isinstance(table, dict) else {}
+    return {k: v for k, v in table.items() if not (isinstance(v, dict) and "interface" in v)}
+
+
+def _copy_part(part: Node, dest: Path) -> None:
+    assert part.source is not None
+    source = RunFolder(part.source).part_path(part.source_role)
+    if not source.exists():
+        return
+    if dest.exists():
+        if sha256(dest) != sha256(source):
+            raise BadRun(f"{dest} exists and is not {source}; use another --out")
+        return
+    with atomic_write(dest) as beside:
+        shutil.copyfile(source, beside)
+
+
+def _versions(node: Node) -> dict[str, str]:
+    origins = plugins.installed().origins
+    used = {part.plugin for _, part in node.walk() if part.plugin in origins}
+    return {
+        "python": platform.python_version(),
+        "torch": metadata.version("torch"),
+        **{name: origins[name].version for name in sorted(used | {plugins.CORE})},
+    }

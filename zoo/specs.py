@@ -1,0 +1,67 @@
+"""What a plugin may contribute, as pure data. Code is named as "module:attribute" and imported on first use."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+ZOO_API = 1
+"""Version of the plugin interface: hooks, specs and the contracts of `zoo.interfaces`."""
+
+
+@attrs.frozen(kw_only=True)
+class ModelSpec:
+    """One architecture: a config class, what builds it, and its named variants."""
+
+    interface: str
+    """The interface the built object has: "codebook", "prior" ... or "generator" for a whole system."""
+    config: str
+    """"module:Class" of the attrs config. Importing it must not import torch."""
+    build: str
+    """"module:callable": `(config, **children) -> object`, a child by the name of its `Ref` field."""
+    variants: Mapping[str, str]
+    """Variant name -> "module:function" that returns a config."""
+    interop: Mapping[str, str] = attrs.field(factory=dict)
+    """Public layout -> "module:function" `(state_dict, config) -> state_dict`, for `zoo import`."""
+
+
+@attrs.frozen(kw_only=True)
+class DatasetSpec:
+    """One kind of data: `open(path, *, split, size, transform) -> Dataset`, path being what follows "name:"."""
+
+    name: str
+    open: str
+    """"module:callable"."""
+    summary: str = ""
+    needs: str | None = None
+    """The pip extra to install when an import fails: "emoji" for `pip install image-zoo[emoji]`."""
+
+
+@attrs.frozen(kw_only=True)
+class EngineSpec:
+    """One training engine: `build(options) -> Engine`."""
+
+    name: str
+    build: str
+    summary: str = ""
+
+
+@attrs.frozen(kw_only=True)
+class ReducerSpec:
+    """One gradient reducer: `build(options) -> Reducer`."""
+
+    name: str
+    build: str
+    summary: str = ""
+
+
+Spec = ModelSpec | DatasetSpec | EngineSpec | ReducerSpec
+
+
+def locate(path: str) -> Any:
+    """Import what "module:attribute" names."""
+    module, _, attribute = path.partition(":")
+    return getattr(importlib.import_module(module), attribute)
