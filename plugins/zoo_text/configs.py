@@ -1,0 +1,59 @@
+"""Sizes of the tokenizers.
+
+[1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
+[2] A. Radford et al.: Learning Transferable Visual Models From Natural Language Supervision. arXiv:2103.00020
+[3] I. Provilkov, D. Emelianenko, E. Voita: BPE-Dropout. arXiv:1910.13267
+"""
+
+from __future__ import annotations
+
+import attrs
+from attrs import validators as v
+
+from zoo.parts import Facts
+
+RESERVED = 3 + 256
+"""Padding, unknown, end, and one piece for each byte."""
+
+
+@attrs.frozen(kw_only=True)
+class Bpe:
+    """A byte-pair tokenizer, fitted on captions."""
+
+    vocab_size: int = attrs.field(default=1024, validator=v.ge(RESERVED + 32))
+    """Upper bound of the number of pieces, and the size of every table built on it: a small corpus has fewer.
+    259 are reserved (padding, unknown, end, the 256 bytes that spell what has no piece)."""
+    length: int = attrs.field(default=24, validator=v.ge(2))
+    """Tokens of one encoded caption; longer captions are cut."""
+    lowercase: bool = True
+    """Captions are lower-cased ([1] section 2.2)."""
+    bpe_dropout: float = attrs.field(default=0.0, validator=v.and_(v.ge(0), v.le(1)))
+    """Probability that a merge is left out in training [3]; 0.1 in [1] section 2.2."""
+    end: bool = False
+    """Append the end piece to every caption, as CLIP reads its text feature there ([2] section 2.4)."""
+    captions: int = attrs.field(default=1_000_000, validator=v.ge(1))
+    """Most captions the fit reads; of a larger corpus the seed draws as many."""
+
+    def facts(self, image_size: int) -> Facts:
+        """Return the vocabulary and length, which no picture size changes."""
+        return Facts(vocab_size=self.vocab_size, length=self.length)
+
+
+def bpe_16384() -> Bpe:
+    """Return DALL-E's text side: 16 384 pieces, 256 tokens, lower case, 10 % dropout ([1] section 2.2)."""
+    return Bpe(vocab_size=16384, length=256, bpe_dropout=0.1)
+
+
+def bpe_49408() -> Bpe:
+    """Return CLIP's text side in size: 49 408 pieces, 77 tokens, lower case, an end piece ([2] section 2.4)."""
+    return Bpe(vocab_size=49408, length=77, end=True)
+
+
+def bpe_shapes() -> Bpe:
+    """Return a tokenizer for short captions of few words; every word of `shapes` becomes one piece."""
+    return Bpe(vocab_size=1024, length=24)
+
+
+def bpe_tiny() -> Bpe:
+    """Return the smallest one, for tests."""
+    return Bpe(vocab_size=384, length=32)
