@@ -1,0 +1,29 @@
+"""CLIP: a picture tower and a text tower trained to agree, used as the reranker.
+
+A. Radford et al.: Learning Transferable Visual Models From Natural Language Supervision (arXiv:2103.00020).
+"""
+
+from collections.abc import Iterable
+
+from zoo.hookspecs import hookimpl
+from zoo.specs import ModelSpec
+
+ZOO_API = 1
+
+
+@hookimpl
+def zoo_specs() -> Iterable[ModelSpec]:
+    """Return the reranker."""
+    return [
+        ModelSpec(
+            interface="reranker",
+            config="zoo_clip.configs:Clip",
+            build="zoo_clip.model:Clip",
+            variants={
+                "clip": "zoo_clip.configs:clip",
+                "clip-vit-b32": "zoo_clip.configs:clip_vit_b32",
+                "clip-tiny": "zoo_clip.configs:clip_tiny",
+            },
+            interop={"huggingface": "zoo_clip.interop:from_huggingface", "openai": "zoo_clip.interop:from_openai"},
+        )
+    ]
