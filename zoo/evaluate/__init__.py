@@ -1,0 +1,1 @@
+"""Judging what was trained: reconstructions of a codebook, obedience to captions, likelihood."""
