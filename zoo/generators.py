@@ -65,11 +65,11 @@ class System(nn.Module):
 
     def loss(self, part: str, batch: Batch, *, step: int, rng: Rng) -> Losses:
         """Return the loss of the stage's trained part."""
-        return self.parts[part].loss(batch, self.cond(batch), step=step, rng=rng)
+        return self.parts[part].loss(batch, self.cond(part, batch), step=step, rng=rng)
 
-    def cond(self, batch: Batch) -> Cond:
-        """Return what the batch conditions on."""
-        return Cond(ids=batch.ids, mask=batch.mask, label=batch.labels, text=batch.text, text_mask=batch.text_mask)
+    def cond(self, part: str, batch: Batch) -> Cond:
+        """Return what the part reads of the batch, and nothing else."""
+        return Cond()
 
     def need(self, roles: Sequence[str]) -> None:
         """Raise NotReady when one of `roles` has no weights; the text says which and what to type."""
@@ -129,12 +129,21 @@ class AutoregressiveGenerator(System):
                 filled["ids"], filled["mask"] = ids.to(device), mask.to(device)
         return Batch(**filled)
 
+    def cond(self, part: str, batch: Batch) -> Cond:
+        if part != "prior" or self.reads_what == "nothing":
+            return Cond()
+        if self.reads_what == "label":
+            if batch.labels is None:
+                raise PartMismatch("the prior reads labels and this data has none; set prior.reads=nothing")
+            return Cond(label=batch.labels)
+        return Cond(ids=batch.ids, mask=batch.mask)
+
     @property
     def device(self) -> torch.device:
         """Where the prior's parameters are."""
         return next((p.device for p in self.parameters()), torch.device("cpu"))
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def generate(
         self,
         prompts: Sequence[Any],

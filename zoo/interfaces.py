@@ -9,6 +9,7 @@ Protocols check names only; `zoo.testing` checks shapes and behaviour.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
@@ -339,7 +340,9 @@ class Engine(Protocol):
     """Owns the wrapped module, the optimiser and the step."""
 
     world: Any
-    """Has `rank` and `size`."""
+    """Has `rank`, `size` and `barrier()`."""
+    device: Any
+    """Where the stage and its batches are."""
 
     def building(self) -> Any:
         """Return the context in which trained parts are constructed."""
@@ -356,6 +359,9 @@ class Engine(Protocol):
 
     def step(self) -> dict[str, float]:
         """Clip, update or skip, average, clear the gradients; return what is worth a curve."""
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the trained parts hold the weights to save and sample from."""
 
     def save(self, folder: Any) -> None: ...
 

@@ -28,7 +28,7 @@ def batches(dataset: Dataset, count: int) -> Iterator[tuple[range, Batch]]:
         yield rows, dataset.read(rows)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def codebook_figures(codebook: Any, dataset: Dataset, count: int, judge: Judge | None = None) -> dict[str, float]:
     """Return how well a codebook reconstructs the first `count` pictures, and how much of it is used.
 
@@ -58,7 +58,7 @@ def codebook_figures(codebook: Any, dataset: Dataset, count: int, judge: Judge |
     return {**figures, "obeyed": obeyed / min(count, len(dataset))} if judge is not None else figures
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def loss_figures(generator: Any, part: str, dataset: Dataset, count: int, seed: int = 0) -> dict[str, float]:
     """Return the stage's losses on the first `count` rows, means over samples, without training noise."""
     totals: dict[str, float] = {}

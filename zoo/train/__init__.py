@@ -1,0 +1,1 @@
+"""Training: one loop for every part of every family, around an engine that owns the optimiser."""

@@ -1,0 +1,227 @@
+"""The built-in engine: plain torch, one process.
+
+An engine owns the wrapped stage, the optimiser, the average of the weights and the step. The loop knows engines by
+the `Engine` interface alone, so that a plugin's engine (sharded, distributed) takes this one's place by name.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from zoo.errors import BadRun, ConfigError
+from zoo.interfaces import Batch, Grad, Losses
+from zoo.nn.residual import residuals
+from zoo.parts import Recipe
+from zoo.rng import Rng
+from zoo.train import optim
+from zoo.train.ema import Ema
+from zoo.train.stage import Stage
+from zoo.weights import load_tensors, save_tensors
+
+log = logging.getLogger("zoo.train")
+
+
+@attrs.frozen
+class World:
+    """The processes of a run; here, one."""
+
+    rank: int = 0
+    size: int = 1
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+
+
+def check(options: Any) -> None:
+    """Refuse what needs another engine.
+
+    Raises:
+        ConfigError: the text names the option and the engine that has it.
+    """
+    if options.zero is not None:
+        raise ConfigError("--zero shards a model, which engine 'torch' cannot: add --engine deepspeed")
+    if options.precision not in ("fp32", "bf16"):
+        raise ConfigError(
+            f"--precision {options.precision} scales gradients, which engine 'torch' cannot: "
+            "add --engine deepspeed, or use fp32 or bf16"
+        )
+    if options.reducer is not None:
+        raise ConfigError(f"--reducer {options.reducer} works between processes, and engine 'torch' runs one")
+    launched = int(os.environ.get("WORLD_SIZE", "1"))
+    if launched > 1:
+        raise ConfigError(f"engine 'torch' runs one process and {launched} were launched: add --engine deepspeed")
+
+
+class TorchEngine:
+    """One process, fp32 weights; with "bf16" the forward is autocast and the weights stay fp32.
+
+    Args:
+        options: `TrainOptions`, of which this engine reads `precision`.
+        device: where to train; None: the first CUDA device, else torch's default device.
+
+    Raises:
+        ConfigError: an option that needs another engine.
+    """
+
+    def __init__(self, options: Any, *, device: str | torch.device | None = None) -> None:
+        check(options)
+        default = "cuda" if torch.cuda.is_available() else torch.get_default_device()
+        self.device = torch.device(device if device is not None else default)
+        self.world = World()
+        self._bf16 = options.precision == "bf16"
+
+    def building(self) -> AbstractContextManager[Any]:
+        """Return the context in which trained parts are constructed: nothing special here."""
+        return nullcontext()
+
+    def prepare(self, stage: Stage, recipe: Recipe, *, steps: int) -> None:
+        """Take the stage and make its optimiser; weights already in the stage are where training starts.
+
+        Raises:
+            ConfigError: the recipe accumulates gradients of a part whose loss needs the whole batch.
+        """
+        refuse_accumulation(stage, recipe)
+        self.stage, self.recipe, self.steps = stage.to(self.device).train(), recipe, steps
+        self._weights = optim.parameters(stage)
+        self._names = {id(p): name for name, p in self._weights.items()}
+        self._blocks = block_names(stage)
+        self._optimizer = optim.optimizer(stage, recipe)
+        self._ema = Ema(self._weights, recipe.ema, recipe.ema_every) if recipe.ema is not None else None
+        self._updates = 0
+        self._step = 0
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget what belonged to the last update."""
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._buffers: dict[str, Tensor] | None = None
+        if self._optimizer is not None:
+            self._optimizer.zero_grad(set_to_none=True)
+
+    def __call__(self, batch: Batch, step: int, rng: Rng) -> Losses:
+        """Return the losses of one micro-batch of update `step`."""
+        self._step = step
+        if self._buffers is None:
+            self._buffers = {name: x.clone() for name, x in self._state_buffers()}
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
+            return self.stage(batch, step, rng)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch's mean loss to that of the whole batch."""
+        self._finite &= torch.isfinite(loss.detach())
+        if loss.requires_grad:
+            (loss / self.recipe.accumulate).backward()
+
+    def gradients(self) -> Iterator[Grad]:
+        """Yield every gradient in the order of construction; a parameter that had no part in the loss has zeros."""
+        for name, p in self._weights.items():
+            if p.grad is None:
+                p.grad = torch.zeros_like(p)
+            block = self._blocks.get(name)
+            matrix = p.ndim >= 2 and (block is not None or not self._blocks)
+            yield Grad(name, p.grad, tuple(p.shape), None, block, matrix)
+
+    def step(self) -> dict[str, float]:
+        """Update the weights, or skip the update when a loss or a gradient is not finite.
+
+        Returns:
+            "lr", "grad_norm" (before clipping), and "skipped", 1.0 when nothing was changed, else 0.0.
+        """
+        grads = [grad.tensor for grad in self.gradients()]
+        norm = get_total_norm(grads) if grads else torch.zeros((), device=self.device)
+        lr = optim.rate(self.recipe, self._step, self.steps)
+        finite = bool(self._finite & torch.isfinite(norm))
+        if finite:
+            self._update(norm, lr)
+        else:
+            self._skip()
+        self._begin()
+        return {"lr": lr, "grad_norm": float(norm), "skipped": 0.0 if finite else 1.0}
+
+    def _update(self, norm: Tensor, lr: float) -> None:
+        self._updates += 1
+        if self._optimizer is None:
+            return
+        if self.recipe.clip is not None:
+            clip_grads_with_norm_(self._weights.values(), self.recipe.clip, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = lr * group["scale"]
+        self._optimizer.step()
+        if self._ema is not None:
+            self._ema.update(self._updates)
+
+    def _skip(self) -> None:
+        """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
+        for name, x in self._state_buffers():
+            x.copy_((self._buffers or {}).get(name, x))
+        bad = [grad for grad in self.gradients() if not torch.isfinite(grad.tensor).all()]
+        if bad:
+            where = sorted({grad.block or grad.name for grad in bad})
+            more = f" and {len(where) - 1} more" if len(where) > 1 else ""
+            log.warning("gradient is not finite in %s%s", where[0], more)
+
+    def _state_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers that are part of the weights' file."""
+        saved = self.stage.state_dict(keep_vars=True)
+        yield from ((name, x) for name, x in saved.items() if not isinstance(x, nn.Parameter))
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a context in which the trained parts hold the averaged weights, where there is an average."""
+        return nullcontext() if self._ema is None else self._ema.swapped()
+
+    def save(self, folder: Path) -> None:
+        """Write all that training needs to go on: weights and buffers, optimiser, average, number of updates."""
+        save_tensors(folder / "model.safetensors", self.stage.state_dict())
+        if self._optimizer is not None:
+            state = optim.state_tensors(self._optimizer, self._names)
+            save_tensors(folder / "optimizer.safetensors", state)
+        if self._ema is not None:
+            save_tensors(folder / "average.safetensors", self._ema.average)
+        (folder / "engine.json").write_text(json.dumps({"engine": "torch", "updates": self._updates}))
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` wrote.
+
+        Raises:
+            BadRun: another engine wrote the folder.
+        """
+        said = json.loads((folder / "engine.json").read_text())
+        if said.get("engine") != "torch":
+            raise BadRun(f"{folder}: written by engine '{said.get('engine')}'; resume with --engine {said['engine']}")
+        self.stage.load_state_dict(load_tensors(folder / "model.safetensors")[0])
+        if self._optimizer is not None:
+            state, _ = load_tensors(folder / "optimizer.safetensors")
+            optim.load_state_tensors(self._optimizer, state, self._names)
+        if self._ema is not None:
+            self._ema.load(load_tensors(folder / "average.safetensors")[0])
+        self._updates = said["updates"]
+        self._begin()
+
+
+def refuse_accumulation(stage: Stage, recipe: Recipe) -> None:
+    """Raise ConfigError when a part whose loss is no mean over samples would see less than the whole batch."""
+    for role in stage.roles:
+        if recipe.accumulate > 1 and getattr(stage.generator.parts[role], "whole_batch", False):
+            raise ConfigError(
+                f"{role}: its loss compares the samples of a batch with each other, so the batch cannot be split; "
+                "set accumulate to 1 and, if memory is short, lower the batch"
+            )
+
+
+def block_names(stage: nn.Module) -> dict[str, str]:
+    """Return parameter name -> name of the innermost residual branch that holds it."""
+    found: dict[str, str] = {}
+    for name, block in residuals(stage):  # outer blocks come first, so inner ones overwrite them
+        found.update({f"{name}.branch.{inner}": name for inner, _ in block.branch.named_parameters()})
+    return found

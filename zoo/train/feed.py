@@ -1,0 +1,95 @@
+"""The batches of a stage, in an order that is a function of seed and step, read ahead in a background thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator
+from typing import Any
+
+import attrs
+
+from zoo.data.base import rows_at
+from zoo.errors import ConfigError
+from zoo.interfaces import Batch
+from zoo.rng import Rng
+
+_AHEAD = 2
+"""Batches kept ready."""
+
+
+@attrs.frozen(kw_only=True)
+class Feed:
+    """This process's share of every global batch.
+
+    Args:
+        read: `(rows, rng) -> Batch`; a dataset's `read`, or that of a store.
+        length: rows of the data.
+        batch: samples of the global batch.
+        world: has `rank` and `size`.
+    """
+
+    read: Callable[..., Batch]
+    length: int
+    batch: int
+    seed: int
+    world: Any
+
+    @property
+    def positions(self) -> range:
+        """Places in the global batch of the samples this process reads."""
+        share = self.batch // self.world.size
+        return range(self.world.rank * share, (self.world.rank + 1) * share)
+
+    def rng(self, step: int) -> Rng:
+        """Return the random numbers of this process's samples of update `step`."""
+        return Rng(self.seed, list(self.positions), step=step)
+
+    def at(self, step: int) -> Batch:
+        """Return this process's batch of update `step`."""
+        rows = rows_at(self.length, self.seed, step, self.batch)
+        mine = [int(rows[i]) for i in self.positions]
+        return self.read(mine, self.rng(step).fork("data"))
+
+    def batches(self, start: int, stop: int) -> Generator[tuple[int, Batch], None, None]:
+        """Yield (step, batch) for the updates from `start` up to `stop`, read ahead of their use."""
+        ready: queue.Queue[Any] = queue.Queue(maxsize=_AHEAD)
+        closed = threading.Event()
+
+        def offer(item: Any) -> bool:
+            while not closed.is_set():
+                try:
+                    ready.put(item, timeout=0.1)
+                    return True
+                except queue.Full:
+                    continue
+            return False
+
+        def work() -> None:
+            try:
+                for step in range(start, stop):
+                    if not offer((step, self.at(step))):
+                        return
+                offer(None)
+            except BaseException as error:
+                offer(error)
+
+        reader = threading.Thread(target=work, name="feed", daemon=True)
+        reader.start()
+        try:
+            while (item := ready.get()) is not None:
+                if isinstance(item, BaseException):
+                    raise item
+                yield item
+        finally:
+            closed.set()
+            reader.join()
+
+
+def check_shares(batch: int, processes: int, pieces: int) -> None:
+    """Raise ConfigError when a global batch does not divide into processes and micro-batches; say which would."""
+    shares = processes * pieces
+    if batch % shares:
+        near = max(1, round(batch / shares)) * shares
+        what = f"{processes} processes x {pieces} micro-batches" if processes > 1 else f"{pieces} micro-batches"
+        raise ConfigError(f"a batch of {batch} does not divide into {what}; try --batch {near}")

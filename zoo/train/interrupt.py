@@ -1,0 +1,66 @@
+"""Ctrl-C and SIGTERM during training: the first asks the loop to save and stop, the second ends the process."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+log = logging.getLogger("zoo.train")
+
+
+class Interrupted(Exception):
+    """Training was asked to stop, and has saved.
+
+    Args:
+        number: the signal's number.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+
+    @property
+    def exit_code(self) -> int:
+        """130 after Ctrl-C, 143 after SIGTERM, as a shell has it."""
+        return 128 + self.number
+
+
+class Request:
+    """Holds the signal that asked to stop; 0 while none did."""
+
+    number = 0
+
+    def check(self) -> None:
+        """Raise Interrupted when a signal asked to stop."""
+        if self.number:
+            raise Interrupted(self.number)
+
+
+@contextmanager
+def watched() -> Iterator[Request]:
+    """Turn the first SIGINT or SIGTERM inside the block into a request; the second acts as it would have outside."""
+    request = Request()
+    if threading.current_thread() is not threading.main_thread():
+        yield request  # only the main thread may handle signals
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        request.number = number
+        restore()
+        log.warning("%s: saving a checkpoint, then stopping; once more to stop at once", signal.Signals(number).name)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield request
+    finally:
+        restore()

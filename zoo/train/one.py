@@ -1,0 +1,213 @@
+"""One stage of a training command: fit what is fitted, train what has a loss, write the finished part."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+from torch import nn
+
+from zoo import plugins, registry
+from zoo.errors import NotReady, PartMismatch, ZooError
+from zoo.parts import Recipe
+from zoo.runs import RunFolder, load_part
+from zoo.train.checkpoint import Checkpoints
+from zoo.train.facts import check, facts
+from zoo.train.feed import Feed, check_shares
+from zoo.train.loop import Job, train
+from zoo.train.metrics import Metrics
+from zoo.train.options import TrainOptions
+from zoo.train.stage import Stage, fitted_roles, recipe_of, trained_roles
+from zoo.train.store import open_store
+
+log = logging.getLogger("zoo.train")
+
+
+@attrs.define
+class Training:
+    """What training hooks are given."""
+
+    folder: Path
+    config: Any
+    stage: str = ""
+    """The part being trained now."""
+
+
+@attrs.frozen(kw_only=True, eq=False)
+class Setting:
+    """All that the stages of one command share."""
+
+    options: TrainOptions
+    folder: RunFolder
+    generator: Any
+    config: Any
+    engine: Any
+    seed: int
+    data: str
+    training: Training
+
+    def told(self, step: int, row: Mapping[str, Any]) -> None:
+        """Tell the hooks of an update; one that fails is reported once and stops nothing."""
+        list(plugins.installed().call("zoo_train_step", run=self.training, step=step, metrics=row))
+
+
+def train_stage(setting: Setting, part: str) -> None:
+    """Train one stage to its end, and write its parts into the run folder.
+
+    Raises:
+        NotReady: a part it is trained on has no weights.
+        BadRun: its checkpoint was made with other settings.
+        ConfigError: the batch does not divide, or may not be split.
+    """
+    options, generator, engine = setting.options, setting.generator, setting.engine
+    recipe = _recipe(generator, part, options)
+    check_shares(recipe.batch, engine.world.size, recipe.accumulate)
+    data = _open(setting, "train", recipe)
+    _fit(setting, part, data)
+    prints = _frozen_prints(setting, part)
+    stage = Stage(generator, part)
+    engine.prepare(stage, recipe, steps=recipe.steps)
+    for role in generator.reads(part):
+        if isinstance(generator.parts[role], nn.Module):
+            generator.parts[role].to(engine.device)
+    job = _job(setting, stage, recipe, data, prints)
+    train(job, _resume(job) if options.resume else 0)
+    _finish(setting, stage, recipe, prints)
+
+
+def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapping[str, str]) -> Job:
+    options, engine, part = setting.options, setting.engine, stage.part
+    parts = {role: setting.generator.parts[role] for role in stage.roles}
+    samples = recipe.steps * recipe.batch
+    store = open_store(
+        setting.folder.path / "store", setting.generator, part, data, prints, samples=samples, device=engine.device
+    )
+    source = data if store is None else store
+    feed = Feed(read=source.read, length=len(source), batch=recipe.batch, seed=setting.seed, world=engine.world)
+    return Job(
+        folder=setting.folder.path,
+        generator=setting.generator,
+        stage=stage,
+        engine=engine,
+        recipe=recipe,
+        feed=feed,
+        seed=setting.seed,
+        shown=_shown(setting, data, recipe),
+        checkpoints=checkpoints_of(setting, part),
+        facts=facts(
+            seed=setting.seed,
+            data=data.fingerprint,
+            recipe=recipe,
+            precision=options.precision,
+            config={role: module.config for role, module in parts.items()},
+            trained_on=prints,
+        ),
+        save_every=options.save_every or min(500, -(-recipe.steps // 10)),
+        sample_every=-(-recipe.steps // 4) if options.sample_every is None else options.sample_every,
+        told=setting.told,
+    )
+
+
+def _resume(job: Job) -> int:
+    """Load the newest whole checkpoint into the engine; return the updates it has behind it, 0 without one."""
+    found = job.checkpoints.newest()
+    if found is None:
+        return 0
+    check(found, job.facts, f"{job.folder}: the checkpoint of '{job.stage.part}'")
+    job.engine.load(found.folder)
+    log.info("%s: going on from step %d", job.stage.part, found.step)
+    return found.step
+
+
+def checkpoints_of(setting: Setting, part: str) -> Checkpoints:
+    """Return the checkpoints of a stage."""
+    return Checkpoints(setting.folder.path / "checkpoints" / part, setting.options.keep)
+
+
+def size_of(config: Any, model: str) -> int:
+    """Return the side of a system's pictures, pixels.
+
+    Raises:
+        PartMismatch: it has none, being a part that pictures do not reach alone.
+    """
+    size = getattr(config, "image_size", None)
+    if size is None:
+        raise PartMismatch(f"'{model}' has no picture size of its own: train it inside a system")
+    return size
+
+
+def _open(setting: Setting, split: str, recipe: Recipe) -> Any:
+    size = size_of(setting.config, setting.options.model)
+    return registry.open_dataset(setting.data, split=split, size=size, transform=recipe.transform)
+
+
+def _recipe(generator: Any, part: str, options: TrainOptions) -> Recipe:
+    """Return the stage's recipe with what the command line says in its place."""
+    said = {name: getattr(options, name) for name in ("steps", "batch", "accumulate")}
+    return attrs.evolve(recipe_of(generator, part), **{k: x for k, x in said.items() if x is not None})
+
+
+def _shown(setting: Setting, data: Any, recipe: Recipe) -> Any:
+    """Return the pictures that samples show: not those trained on, where the data has others."""
+    try:
+        held = _open(setting, "validation", recipe)
+    except ZooError:
+        return data
+    return held if len(held) else data
+
+
+def _fit(setting: Setting, part: str, data: Any) -> None:
+    """Fit the stage's parts that are fitted in one go and are not ready, each a stage of one step."""
+    generator = setting.generator
+    for role in fitted_roles(generator, part):
+        if generator.ready[role] or role in trained_roles(generator, part):
+            continue
+        log.info("%s: fitting on %s", role, setting.data)
+        began = time.perf_counter()
+        generator.parts[role].fit(data, seed=setting.seed)
+        generator.mark_ready(role)
+        metrics = Metrics(setting.folder.path, role, 0)
+        metrics.write(1, {"loss": 0.0, "seconds": time.perf_counter() - began})
+        metrics.close()
+        if setting.engine.world.rank == 0:
+            setting.folder.save_part(role, generator.parts[role], trained_on={}, extra={"data": setting.data})
+
+
+def _frozen_prints(setting: Setting, part: str) -> dict[str, str]:
+    """Return the fingerprints of the parts this stage reads, each saved in the run folder.
+
+    Raises:
+        NotReady: one has no weights; names the command that trains it.
+    """
+    generator, folder, prints = setting.generator, setting.folder, {}
+    for role in generator.reads(part):
+        if not generator.ready[role]:
+            owner = next((name for name, roles in generator.stages.items() if role in roles), role)
+            raise NotReady(
+                f"'{part}' is trained on '{role}', which has no weights yet; type: python scripts/train.py "
+                f"--model {setting.options.model} --part {owner} --out {folder.path}"
+            )
+        module = generator.parts[role]
+        if not isinstance(module, nn.Module) or not module.state_dict():
+            continue
+        if not folder.finished(role):
+            folder.save_part(role, module, trained_on={}, extra={})
+        prints[role] = folder.fingerprint(role)
+    return prints
+
+
+def _finish(setting: Setting, stage: Stage, recipe: Recipe, prints: Mapping[str, str]) -> None:
+    """Write the trained parts, with the averaged weights where there is an average; they train no more."""
+    said = {"steps": recipe.steps, "batch": recipe.batch, "seed": setting.seed, "data": setting.data}
+    stage.eval()
+    with setting.engine.averaged():
+        if setting.engine.world.rank == 0:
+            for role in stage.roles:
+                setting.folder.save_part(role, setting.generator.parts[role], trained_on=dict(prints), extra=said)
+    for role in stage.roles:
+        load_part(setting.folder.part_path(role), setting.generator, role)
+    log.info("%s: done, %s", stage.part, setting.folder.part_path(stage.part))
