@@ -41,7 +41,8 @@ def _optional(value: Any, target: Any) -> Any:
     if value is None or value == "none":
         return None
     rest = [t for t in get_args(target) if t is not type(None)]
-    return _converter.structure(value, Union[tuple(rest)] if len(rest) > 1 else rest[0])  # noqa: UP007
+    inner: Any = Union[tuple(rest)] if len(rest) > 1 else rest[0]  # noqa: UP007
+    return _converter.structure(value, inner)
 
 
 def _literal(value: Any, target: Any) -> Any:
@@ -64,7 +65,7 @@ def _tuple(value: Any, target: Any) -> Any:
 
 
 def _class(cls: type) -> Any:
-    inner = make_dict_structure_fn(cls, _converter, _cattrs_forbid_extra_keys=True)
+    inner: Any = make_dict_structure_fn(cls, _converter, _cattrs_forbid_extra_keys=True)
 
     def hook(value: Any, target: Any) -> Any:
         if isinstance(value, cls):

@@ -88,6 +88,11 @@ class Solo(System):
         super().__init__()
         self.interface, self.part, self.config = interface, part, config
 
+    @property
+    def stages(self) -> dict[str, tuple[str, ...]]:
+        """The one stage; a part that is only fitted has one too."""
+        return super().stages or ({self.interface: (self.interface,)} if hasattr(self.part, "fit") else {})
+
     def generate(self, *_: Any, **__: Any) -> Tensor:
         """Refuse: a part alone draws no pictures."""
         raise PartMismatch(f"'{self.card}' is a {self.interface}, not a whole system: it cannot generate")
@@ -194,7 +199,7 @@ class AutoregressiveGenerator(System):
             cond = self._prompt_cond(list(prompts))
             texts = [p if isinstance(p, str) else "" for p in prompts]
             return self._draw(
-                cond, texts, images_per_prompt, candidates, rerank, seed, prefix, chunk, settings, progress
+                cond, texts, images_per_prompt, candidates, rerank is not None, seed, prefix, chunk, settings, progress
             )
         finally:
             self.train(was_training)

@@ -33,9 +33,11 @@ RECEIVES: dict[str, frozenset[str]] = {
     "latent": frozenset({"image_size"}),
     "prior": frozenset({"vocab_size", "grids", "text_vocab", "text_length", "text_width", "classes"}),
     "denoiser": frozenset({"channels", "size", "bounded", "text_vocab", "text_length", "text_width", "classes", "low"}),
-    "reranker": frozenset({"image_size"}),
 }
-"""Interface -> the fields that a system around the part may decide."""
+"""Interface -> the fields that a system around the part decides: inside one, what its card says of them is dropped.
+
+A reranker is not here: it takes pictures of any size, and its own size belongs to its weights.
+"""
 
 
 @attrs.define
@@ -258,7 +260,10 @@ def bind(root: Node) -> Any:
 def _bind(node: Node, offers: dict[str, tuple[Any, str]], where: str) -> Any:
     """Return the node's config with its references bound and the fields decided elsewhere filled in."""
     values = dict(node.values)
-    _fill(node, values, offers, RECEIVES.get(node.interface, frozenset()) & values.keys(), where)
+    received = RECEIVES.get(node.interface, frozenset()) & values.keys()
+    if where:
+        values.update({name: None for name in received - node.pinned})
+    _fill(node, values, offers, received, where)
     size = values.get("image_size") or 0
     inner = {k: (values[k], node.card) for k in ("image_size", "classes") if values.get(k) is not None}
     own: dict[str, tuple[Any, str]] = {}

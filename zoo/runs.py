@@ -56,7 +56,7 @@ class RunFolder:
         in parts that are not trained yet.
 
         Raises:
-            BadRun: a trained part's config, the seed or the data would change.
+            BadRun: the card, the seed, or a trained part's config would change.
         """
         path = Path(path)
         if path.exists() and not path.is_dir():

@@ -80,6 +80,7 @@ class Clip:
 def clip() -> Clip:
     """Return the laptop variant, for `shapes` at 32 px."""
     return Clip(
+        patch=8,
         image_size=32,
         vision_width=96,
         vision_layers=3,
@@ -88,7 +89,7 @@ def clip() -> Clip:
         text_layers=2,
         text_heads=3,
         text_vocab=1024,
-        text_length=24,
+        text_length=20,
         embed_dim=96,
         train=Recipe(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup=40, batch=256, steps=400),
     )

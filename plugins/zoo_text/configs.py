@@ -51,7 +51,7 @@ def bpe_49408() -> Bpe:
 
 def bpe_shapes() -> Bpe:
     """Return a tokenizer for short captions of few words; every word of `shapes` becomes one piece."""
-    return Bpe(vocab_size=1024, length=24)
+    return Bpe(vocab_size=1024, length=20)
 
 
 def bpe_tiny() -> Bpe:

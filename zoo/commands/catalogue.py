@@ -9,6 +9,9 @@ import attrs
 import click
 
 from zoo import registry
+from zoo.catalogue import Card
+from zoo.errors import UnknownName
+from zoo.interfaces import INTERFACES
 
 
 def human(count: int) -> str:
@@ -21,16 +24,28 @@ def human(count: int) -> str:
 
 @click.command("list")
 @click.option("--json", "as_json", is_flag=True, help="Print the cards as JSON.")
+@click.option("--markdown", is_flag=True, help="Print a Markdown table.")
 @click.option("--kind", help="Only models of this kind: codebook, prior, reranker, generator ...")
-def list_models(as_json: bool, kind: str | None) -> None:
+def list_models(as_json: bool, markdown: bool, kind: str | None) -> None:
     """List the models that can be built, ours and those of installed plugins."""
     cards = [card for card in registry.list_models() if kind is None or card.kind == kind]
+    if kind is not None and kind not in INTERFACES:
+        raise UnknownName("kind", kind, INTERFACES)
+    if markdown:
+        click.echo(table(cards))
+        return
     if as_json:
         click.echo(json.dumps([attrs.asdict(card) for card in cards], indent=1))
         return
     width = max((len(card.name) for card in cards), default=0)
     for card in cards:
         click.echo(f"{card.name:<{width}}  {card.kind:<9}  {human(card.params):>7}  {card.summary}")
+
+
+def table(cards: list[Card]) -> str:
+    """Return cards as a Markdown table, as the README has it."""
+    rows = [f"| `{c.name}` | {c.kind} | {human(c.params)} | {c.summary} |" for c in cards]
+    return "\n".join(["| name | kind | parameters | |", "|---|---|---|---|", *rows])
 
 
 @click.command()

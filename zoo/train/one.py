@@ -26,6 +26,8 @@ from zoo.train.store import open_store
 
 log = logging.getLogger("zoo.train")
 
+_ANY_SIZE = 32
+
 
 @attrs.define
 class Training:
@@ -64,6 +66,9 @@ def train_stage(setting: Setting, part: str) -> None:
         ConfigError: the batch does not divide, or may not be split.
     """
     options, generator, engine = setting.options, setting.generator, setting.engine
+    if not trained_roles(generator, part):
+        _fit(setting, part, _open(setting, "train", Recipe()))
+        return
     recipe = _recipe(generator, part, options)
     check_shares(recipe.batch, engine.world.size, recipe.accumulate)
     data = _open(setting, "train", recipe)
@@ -129,12 +134,12 @@ def checkpoints_of(setting: Setting, part: str) -> Checkpoints:
 
 
 def size_of(config: Any, model: str) -> int:
-    """Return the side of a system's pictures, pixels.
+    """Return the side of a system's pictures, pixels; any side for a part that is fitted on captions.
 
     Raises:
         PartMismatch: it has none, being a part that pictures do not reach alone.
     """
-    size = getattr(config, "image_size", None)
+    size = getattr(config, "image_size", None if hasattr(config, "train") else _ANY_SIZE)
     if size is None:
         raise PartMismatch(f"'{model}' has no picture size of its own: train it inside a system")
     return size

@@ -14,7 +14,6 @@ from zoo.runs import RunFolder, load_sources
 from zoo.specs import locate
 from zoo.train.one import Setting, Training, checkpoints_of, size_of, train_stage
 from zoo.train.options import TrainOptions
-from zoo.train.stage import trained_roles
 
 log = logging.getLogger("zoo.train")
 
@@ -27,8 +26,8 @@ def run(options: TrainOptions) -> RunFolder:
         Interrupted, Diverged: see `zoo.train.loop.train`.
     """
     out = _out(options)
-    engine = make_engine(options)
     node, config, seed, data = _resolve(options, out)
+    engine = make_engine(options)
     generator = registry.build_system(node, config, seed=seed, trained=_roots(node), building=engine.building())
     stages = _check_part(generator, options)
     folder = RunFolder.create(out, node, config, seed=seed, data=data)
@@ -113,7 +112,7 @@ def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
         BadRun: all are done, or one has checkpoints, and `--resume` was not given.
     """
     folder, resume = setting.folder, setting.options.resume
-    done = [part for part in stages if all(map(folder.finished, trained_roles(setting.generator, part)))]
+    done = [part for part in stages if all(map(folder.finished, setting.generator.stages[part]))]
     left = tuple(part for part in stages if part not in done)
     if not left and not resume:
         paths = " ".join(str(folder.part_path(part)) for part in done)

@@ -99,7 +99,7 @@ def test_config_refuses(wrong):
 
 def test_every_word_of_shapes_is_one_piece(shapes):
     ids, mask = shapes.encode(CAPTIONS)
-    assert ids.shape == (len(CAPTIONS), 24)
+    assert ids.shape == (len(CAPTIONS), 20)
     assert ids.dtype == torch.int64
     assert mask.dtype == torch.bool
     assert mask.sum(1).tolist() == [len(caption.split()) for caption in CAPTIONS]
@@ -257,7 +257,7 @@ def test_decode_passes_over_ids_without_a_piece(shapes):
     ids, _ = shapes.encode(["a red circle"])
     ids[0, -3:] = torch.tensor([PAD, END, shapes.vocab_size - 1])
     assert shapes.decode(ids) == ["a red circle"]
-    assert shapes.encode([])[0].shape == (0, 24)
+    assert shapes.encode([])[0].shape == (0, 20)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

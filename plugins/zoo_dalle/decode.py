@@ -1,0 +1,202 @@
+"""Drawing codes one at a time from cached keys and values.
+
+Each layer keeps what its mask can still ask for, in the order in which it asks, so that a step reads one or two
+slices and never a mask. One softmax does not care for the order of its keys: a row layer keeps its window as a ring.
+
+Letters: R rows (batch, twice that under guidance), P prefix positions, N codes, S slots, D width, H heads, E head
+width, F hidden width of the MLP.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from zoo.parts import Grid
+from zoo_dalle.configs import Kind
+from zoo_dalle.masks import distances
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from zoo.interfaces import Cond
+    from zoo_dalle.layers import Attention, Block, Mlp
+    from zoo_dalle.model import DallePrior
+
+
+class Slots(Protocol):
+    """Where one layer keeps its keys: prefix position p in slot p, code i in slot(i)."""
+
+    prefix: int
+    """Prefix positions, P."""
+    count: int
+    """Slots, S."""
+
+    def slot(self, i: int) -> int:
+        """Return the slot of code i."""
+
+    def oldest(self, i: int) -> int:
+        """Return the first code that code i or a later one can ask for."""
+
+    def read(self, kv: Tensor, i: int) -> Tensor:
+        """Return what code i sees, [2,R,H,s,E], of the cache [2,R,H,S,E]."""
+
+
+class Ring:
+    """The last `window` codes."""
+
+    def __init__(self, prefix: int, codes: int, window: int) -> None:
+        self.prefix, self.window = prefix, min(window, codes)
+        self.count = prefix + self.window
+
+    def slot(self, i: int) -> int:
+        return self.prefix + i % self.window
+
+    def oldest(self, i: int) -> int:
+        return max(0, i + 1 - self.window)
+
+    def read(self, kv: Tensor, i: int) -> Tensor:
+        return kv if i + 1 >= self.window else kv[:, :, :, : self.prefix + i + 1]
+
+
+class Columns:
+    """The codes above in the same column; a column lies in one piece."""
+
+    def __init__(self, prefix: int, grid: Grid) -> None:
+        self.prefix, (self.rows, self.columns) = prefix, grid
+        self.count = prefix + self.rows * self.columns
+
+    def slot(self, i: int) -> int:
+        return self.prefix + i % self.columns * self.rows + i // self.columns
+
+    def oldest(self, i: int) -> int:
+        return 0
+
+    def read(self, kv: Tensor, i: int) -> Tensor:
+        last = self.slot(i)
+        if i % self.columns == 0:
+            return kv[:, :, :, : last + 1]
+        first = last - i // self.columns
+        return torch.cat((kv[:, :, :, : self.prefix], kv[:, :, :, first : last + 1]), 3)
+
+
+class Scattered:
+    """Any other set of distances, gathered."""
+
+    def __init__(self, prefix: int, codes: int, seen: tuple[int, ...], device: torch.device) -> None:
+        self.prefix, self.count = prefix, prefix + codes
+        text = list(range(prefix))
+        index = [text + [prefix + i - d for d in seen if d <= i] for i in range(codes)]
+        flat = torch.tensor([slot for row in index for slot in row], device=device)
+        self.index = flat.split([len(row) for row in index])
+
+    def slot(self, i: int) -> int:
+        return self.prefix + i
+
+    def oldest(self, i: int) -> int:
+        return 0
+
+    def read(self, kv: Tensor, i: int) -> Tensor:
+        return kv.index_select(3, self.index[i])
+
+
+def slots(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device) -> Slots:
+    """Return the plan of a layer."""
+    seen = distances(kind, grid, kernel)
+    codes = grid[0] * grid[1]
+    if seen == tuple(range(len(seen))):
+        return Ring(prefix, codes, len(seen))
+    return Columns(prefix, grid) if kind == "column" else Scattered(prefix, codes, seen, device)
+
+
+def packed(linear: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Return (bias, weight [in,out]) with the longer side of the weight contiguous.
+
+    A product of few rows reads the weight once and is bound by that; along its longer side it streams about twice
+    as fast on a CPU.
+    """
+    weight = linear.weight.t()
+    return linear.bias, weight.contiguous() if weight.shape[1] > weight.shape[0] else weight.t().contiguous().t()
+
+
+def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
+    """Return what the norm returns, without a module call's overhead."""
+    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
+
+
+class Layer:
+    """One layer's packed weights and its cache."""
+
+    def __init__(self, block: Block, plan: Slots, rows: int) -> None:
+        attention, mlp = cast("Attention", block.attention.branch), cast("Mlp", block.mlp.branch)
+        self.plan = plan
+        self.norms = attention.norm, mlp.norm
+        self.qkv, self.out = packed(attention.qkv), packed(attention.out)
+        self.up, self.down = packed(mlp.up), packed(mlp.down)
+        heads, width = attention.heads, attention.out.in_features
+        self.kv = attention.qkv.weight.new_empty(2, rows, heads, plan.count, width // heads)
+
+    def keep(self, k: Tensor, v: Tensor) -> None:
+        """Store keys and values [R,H,P+n,E] of the prefix and n given codes."""
+        plan = self.plan
+        prefix = plan.prefix
+        given = k.shape[2] - prefix
+        codes = range(plan.oldest(given - 1) if given else 0, given)
+        where = torch.tensor([plan.slot(i) for i in codes], dtype=torch.int64, device=k.device)
+        for kept, new in zip(self.kv, (k, v), strict=True):
+            kept[:, :, :prefix] = new[:, :, :prefix]
+            kept.index_copy_(2, where, new[:, :, prefix + codes.start :].contiguous())
+
+
+class Decoder:
+    """All layers' caches, and buffers that one step writes over the last one's.
+
+    Residual sums are made in place here: nothing is differentiated, recomputed or scaled.
+    """
+
+    def __init__(self, prior: DallePrior, rows: int) -> None:
+        config, weight = prior.config, prior.head.weight
+        self.prior = prior
+        (grid,) = prior.grids
+        width = config.width
+        plans = {
+            kind: slots(kind, prior.prefix.length, grid, config.conv_kernel, weight.device) for kind in {*prior.kinds}
+        }
+        blocks = cast("list[Block]", list(prior.blocks))
+        self.layers = [Layer(b, plans[kind], rows) for b, kind in zip(blocks, prior.kinds, strict=True)]
+        self.positions = prior.codes.positions()
+        self.head = packed(prior.head)
+        qkv = weight.new_empty(rows, 3, config.heads, width // config.heads)
+        self.qkv = qkv.view(rows, -1)
+        self.q, self.new_kv = qkv[:, 0, :, None], qkv[:, 1:].transpose(0, 1)
+        self.hidden = weight.new_empty(rows, config.mlp_ratio * width)
+        self.x = weight.new_empty(rows, width)
+
+    def start(self, codes: Tensor, cond: Cond) -> Tensor:
+        """Read the condition and the given codes [R,n] in one pass; return logits [R,K] of code n."""
+        states = self.prior.states(codes, cond, [layer.keep for layer in self.layers])
+        return self.prior.head(states[:, -1])
+
+    def step(self, code: Tensor, i: int) -> Tensor:
+        """Read code i [R]; return logits [R,K] of code i + 1."""
+        x, qkv, hidden = self.x, self.qkv, self.hidden
+        torch.index_select(self.prior.codes.token.weight, 0, code, out=x)
+        x.add_(self.positions[i])
+        for layer in self.layers:
+            norm_attention, norm_mlp = layer.norms
+            bias, weight = layer.qkv
+            torch.addmm(bias, normed(norm_attention, x), weight, out=qkv)
+            layer.kv.select(3, layer.plan.slot(i)).copy_(self.new_kv)
+            k, v = layer.plan.read(layer.kv, i).unbind()
+            y = F.scaled_dot_product_attention(self.q, k, v).reshape(x.shape)
+            bias, weight = layer.out
+            x.add_(bias).addmm_(y, weight)
+            bias, weight = layer.up
+            torch.addmm(bias, normed(norm_mlp, x), weight, out=hidden)
+            bias, weight = layer.down
+            x.add_(bias).addmm_(F.gelu(hidden), weight)
+        bias, weight = self.head
+        return torch.addmm(bias, normed(self.prior.norm, x), weight)

@@ -1,0 +1,121 @@
+"""The transformer's blocks: pre-norm attention and MLP branches, and the layers that stay in full precision.
+
+Letters: B rows, L positions, D width, H heads, E head width.
+
+The paper says "the same kind" of transformer as [2], and is silent on activation, biases and initialisation. Taken
+from [2] and [3]: normalisation before each branch, GELU, biases everywhere, weights from N(0, 0.02) with those that
+write to the residual stream scaled by 1/sqrt(number of branches), biases 0.
+
+[1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
+[2] R. Child et al.: Generating Long Sequences with Sparse Transformers. arXiv:1904.10509
+[3] A. Radford et al.: Language models are unsupervised multitask learners. 2019
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.nn.residual import Residual
+
+STD = 0.02
+
+Attend = Callable[[Tensor], Tensor]
+"""Queries, keys and values [B,L,3,H,E] to the heads' outputs [B,L,D], under one layer's mask."""
+
+Sink = Callable[[Tensor, Tensor], None]
+"""Takes a layer's keys and values [B,H,L,E]."""
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast: [1] keeps gains, embeddings and both heads in fp32."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+class Linear(nn.Linear):
+    """A linear layer with bias; weights from N(0, std), bias 0."""
+
+    def __init__(self, n_in: int, n_out: int, std: float = STD) -> None:
+        super().__init__(n_in, n_out)
+        nn.init.normal_(self.weight, std=std)
+        nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A table of learned rows from N(0, 0.02)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        nn.init.normal_(self.weight, std=STD)
+
+    def rows(self) -> Tensor:
+        """Return the whole table [rows,D], looked up, so that whoever partitions parameters sees the use."""
+        return self(torch.arange(self.num_embeddings, device=self.weight.device))
+
+
+class Norm(nn.LayerNorm):
+    """The final norm, in full precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [...,D] in the gain's own precision."""
+        with full_precision(x):
+            return super().forward(x.to(self.weight.dtype))
+
+
+class Head(Linear):
+    """An unembedding, in full precision."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [...,classes] of normed states [...,D]."""
+        with full_precision(x):
+            return super().forward(x)
+
+
+class Attention(nn.Module):
+    """The attention branch: norm, queries, keys and values, one softmax over what the mask shows, projection."""
+
+    def __init__(self, width: int, heads: int, std_out: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm = nn.LayerNorm(width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width, std_out)
+
+    def forward(self, x_BLD: Tensor, attend: Attend, sink: Sink | None = None) -> Tensor:
+        """Return [B,L,D]; `sink` is given the keys and values."""
+        qkv = self.qkv(self.norm(x_BLD)).unflatten(2, (3, self.heads, -1))
+        if sink is not None:
+            sink(qkv[:, :, 1].transpose(1, 2), qkv[:, :, 2].transpose(1, 2))
+        return self.out(attend(qkv))
+
+
+class Mlp(nn.Module):
+    """The MLP branch."""
+
+    def __init__(self, width: int, hidden: int, std_out: float) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width, std_out)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        """Return [B,L,D]."""
+        return self.down(F.gelu(self.up(self.norm(x_BLD))))
+
+
+class Block(nn.Module):
+    """One layer: two residual sums."""
+
+    def __init__(self, width: int, heads: int, hidden: int, depth: int) -> None:
+        super().__init__()
+        std_out = STD * (2 * depth) ** -0.5
+        self.attention = Residual(Attention(width, heads, std_out))
+        self.mlp = Residual(Mlp(width, hidden, std_out))
+
+    def forward(self, x_BLD: Tensor, attend: Attend, sink: Sink | None = None) -> Tensor:
+        """Return [B,L,D]."""
+        return self.mlp(self.attention(x_BLD, attend, sink))

@@ -1,0 +1,213 @@
+"""DALL-E's transformer: caption tokens and image codes as one stream, modelled left to right.
+
+Letters: B rows, P prefix positions, N codes, n <= N, L positions, D width, K codes of the vocabulary, T caption
+positions.
+
+[1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
+[2] J. Ho, T. Salimans: Classifier-free diffusion guidance. arXiv:2207.12598
+"""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from zoo.errors import ConfigError, PartMismatch
+from zoo.interfaces import Batch, Cond, Losses
+from zoo.nn import across
+from zoo.nn.sampling import check_guidance, check_prefix, check_sampling, draw, guide
+from zoo.parts import Facts, Grid
+from zoo.rng import Rng
+from zoo_dalle import configs
+from zoo_dalle.decode import Decoder
+from zoo_dalle.layers import Block, Embedding, Head, Norm, Sink, full_precision
+from zoo_dalle.masks import Masks
+from zoo_dalle.prefixes import Caption, CaptionHead, prefix
+
+
+class Codes(nn.Module):
+    """A code's embedding plus its row's plus its column's [1] section 2.2."""
+
+    def __init__(self, width: int, vocab: int, grid: Grid) -> None:
+        super().__init__()
+        self.token = Embedding(vocab, width)
+        self.row = Embedding(grid[0], width)
+        self.column = Embedding(grid[1], width)
+
+    def positions(self) -> Tensor:
+        """Return [N,D] in raster order."""
+        return (self.row.rows()[:, None] + self.column.rows()).flatten(0, 1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return [B,n,D] of the leading codes [B,n]."""
+        return self.token(codes) + self.positions()[: codes.shape[1]]
+
+
+class DallePrior(nn.Module):
+    """The transformer prior.
+
+    Args:
+        config: bound; `vocab_size` and `grids` are set, and what `reads` needs.
+
+    Raises:
+        ConfigError: a field that other parts decide is still None.
+    """
+
+    causal = True
+
+    def __init__(self, config: configs.DallePrior) -> None:
+        super().__init__()
+        if config.vocab_size is None or config.grids is None:
+            raise ConfigError("vocab_size, grids: DALL-E's transformer needs its codebook's sizes")
+        self.config = config
+        self.vocab_size, self.grids = config.vocab_size, config.grids
+        (grid,) = config.grids
+        self.length = grid[0] * grid[1]
+        self.prefix = prefix(config)
+        self.codes = Codes(config.width, config.vocab_size, grid)
+        self.kinds = config.kinds
+        self.masks = Masks(self.prefix.length, grid, config.conv_kernel)
+        self.blocks = nn.ModuleList(
+            Block(config.width, config.heads, config.mlp_ratio * config.width, config.depth) for _ in self.kinds
+        )
+        self.norm = Norm(config.width)
+        self.head = Head(config.width, config.vocab_size)
+        self.caption_head = CaptionHead(config.width, config.text_vocab or 0) if config.reads == "ids" else None
+
+    def facts(self, image_size: int) -> Facts:
+        """Return nothing: no part depends on a prior."""
+        return self.config.facts(image_size)
+
+    def states(self, codes: Tensor, cond: Cond, sinks: list[Sink] | None = None) -> Tensor:
+        """Return normed states [B,P+n,D] of the prefix and n codes [B,n]; position P + i - 1 predicts code i.
+
+        Args:
+            codes: [B,n] int64; N - 1 are enough to predict N.
+            cond: what the prior reads.
+            sinks: one a layer, given its keys and values.
+        """
+        x = torch.cat((self.prefix(cond, len(codes)), self.codes(codes)), 1)
+        for i, (block, kind) in enumerate(zip(self.blocks, self.kinds, strict=True)):
+            x = block(x, self.masks.attend(kind, x.shape[1], x.device), sinks[i] if sinks else None)
+        return self.norm(x)
+
+    def logits(self, codes: Tensor, cond: Cond) -> Tensor:
+        """Return [B,n,K] of codes [B,n], n <= N; column i sees codes < i only.
+
+        Raises:
+            PartMismatch: more codes than the grid holds, or no condition where this prior reads one.
+        """
+        if codes.shape[1] > self.length:
+            raise PartMismatch(f"{codes.shape[1]} codes, and the grid of this prior holds {self.length}")
+        return self.head(self._predicting(self.states(self._read(codes), cond), codes.shape[1]))
+
+    def loss(self, batch: Batch, cond: Cond, *, step: int, rng: Rng) -> Losses:
+        """Return "loss", text_weight * text + (1 - text_weight) * image; and both, in nats a token. [1] section 2.2
+
+        "text" is averaged over the tokens (pads are not predicted) of the global batch: each process divides by the
+        global count of tokens a sample. A micro-batch of accumulated gradients counts its own tokens over all
+        processes, since it cannot see the others of its step. "image" is the same number of codes in every sample,
+        so its mean over samples is its mean over codes. Without a caption the loss is the image's alone.
+        """
+        codes = batch.codes
+        if codes is None or codes.shape[1] != self.length:
+            raise PartMismatch(f"this prior learns from {self.length} codes a picture, and the batch has none such")
+        cond = self._drop(cond, len(codes), rng, codes.device)
+        states = self.states(self._read(codes), cond)
+        image = self._image_nats(self._predicting(states, self.length), codes)
+        if not isinstance(self.prefix, Caption) or self.caption_head is None:
+            return {"loss": image, "image": image.detach()}
+        ids, mask = self.prefix.tokens(cond, len(codes))
+        nats = (self.caption_head(states[:, : self.prefix.length], ids) * mask).sum(1).mean()
+        tokens, rows = across.sum(torch.stack((mask.sum(), torch.full_like(mask.sum(), len(mask))))).unbind()
+        text = nats * (rows / tokens.clamp(min=1))
+        weight = self.config.text_weight
+        return {"loss": weight * text + (1 - weight) * image, "text": text.detach(), "image": image.detach()}
+
+    def _read(self, codes: Tensor) -> Tensor:
+        """Return the codes whose states are needed: all but the last, unless the whole stream is cheaper."""
+        whole = codes.shape[1] == self.length and self.masks.wants_whole(codes.device)
+        return codes if whole else codes[:, :-1]
+
+    def _predicting(self, states: Tensor, n: int) -> Tensor:
+        """Return the states [B,n,D] that predict the first n codes."""
+        start = self.prefix.length - 1
+        return states[:, start : start + n]
+
+    def _image_nats(self, states: Tensor, codes: Tensor) -> Tensor:
+        logits = self.head(states)
+        with full_precision(logits):
+            return F.cross_entropy(logits.flatten(0, 1), codes.flatten())
+
+    def _drop(self, cond: Cond, rows: int, rng: Rng, device: torch.device) -> Cond:
+        """Return the condition with the rows that training drops [2]."""
+        if not self.training or self.config.cond_drop == 0 or self.config.reads == "nothing":
+            return cond
+        drop = rng.fork("cond_drop").uniform(device=device) < self.config.cond_drop
+        return attrs.evolve(cond, drop=drop if cond.drop is None else drop | cond.drop)
+
+    def sample(
+        self,
+        cond: Cond,
+        *,
+        batch: int,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        rng: Rng,
+        prefix: Tensor | None = None,
+    ) -> Tensor:
+        """Return codes [B,N]; `prefix` [B,N] holds given leading codes and -1 where free.
+
+        Raises:
+            ConfigError: a setting or the prefix is out of range, or guidance of a prior without a null condition.
+            PartMismatch: no condition where this prior reads one, or one of another size.
+        """
+        check_sampling(temperature, top_k, top_p)
+        check_guidance(guidance, 0.0 if self.config.reads == "nothing" else self.config.cond_drop)
+        device = self.head.weight.device
+        codes = torch.full((batch, self.length), -1, device=device) if prefix is None else prefix.to(device).clone()
+        given = 0 if prefix is None else check_prefix(codes, batch, self.length, self.vocab_size)
+        with torch.inference_mode():
+            u = rng.uniform(self.length, device=device)
+            if guidance != 1:
+                cond = with_null(cond, batch, device)
+            # In the weights' own precision: the cached products write into buffers, which autocast does not see.
+            with full_precision(u):
+                self._fill(codes, cond, given, u, guidance, (temperature, top_k, top_p))
+        return codes
+
+    def _fill(
+        self,
+        codes: Tensor,
+        cond: Cond,
+        given: int,
+        u: Tensor,
+        guidance: float,
+        how: tuple[float, int | None, float | None],
+    ) -> None:
+        """Draw the free codes of [B,N] in place; the first `given` columns hold none."""
+        if given == self.length or len(codes) == 0:
+            return
+        streams = 1 if guidance == 1 else 2
+        # Rows may be given to different lengths: past the shortest, a given code replaces the drawn one.
+        ragged = int((codes >= 0).sum(1).max())
+        decoder = Decoder(self, streams * len(codes))
+        logits = decoder.start(codes[:, :given].repeat(streams, 1), cond)
+        for i in range(given, self.length):
+            drawn = draw(logits if streams == 1 else guide(logits, guidance), u[:, i], *how)
+            if i < ragged:
+                drawn = torch.where(codes[:, i] >= 0, codes[:, i], drawn)
+            codes[:, i] = drawn
+            if i + 1 < self.length:
+                logits = decoder.step(drawn if streams == 1 else drawn.repeat(2), i)
+
+
+def with_null(cond: Cond, batch: int, device: torch.device) -> Cond:
+    """Return 2B rows: the condition, then the same with every row dropped [2]."""
+    drop = torch.zeros(batch, dtype=torch.bool, device=device) if cond.drop is None else cond.drop
+    doubled = {name: torch.cat((x, x)) for name, x in cond.filled().items()}
+    return Cond(**{**doubled, "drop": torch.cat((drop, torch.ones_like(drop)))})

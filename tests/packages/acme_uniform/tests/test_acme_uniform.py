@@ -1,0 +1,3 @@
+from zoo.testing import conformance
+
+test_conformance = conformance("acme_uniform")

@@ -1,0 +1,140 @@
+"""The masks against definitions written here from the paper's text, and against the closed forms of public code."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from zoo_dalle.attention import blocked, dense, window_bias
+from zoo_dalle.configs import layer_kinds
+from zoo_dalle.masks import Masks, distances, visible
+
+GRIDS = [(4, 4), (5, 3), (3, 7), (1, 6), (6, 1), (9, 13)]
+
+
+def sees(kind, q, k, grid, kernel):
+    """Return whether image position q may attend to image position k, straight from the paper's description."""
+    w = grid[1]
+    if k > q:
+        return False
+    if kind == "row":  # a raster window of one row's length plus the query itself
+        return k >= q - w
+    if kind == "column":
+        return k % w == q % w
+    reach = kernel // 2
+    return any(q + dr * w + dc == k for dr in range(-reach, 1) for dc in range(-reach, reach + 1))
+
+
+@pytest.mark.parametrize("kernel", [3, 11])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+def test_masks_equal_their_definition(kind, grid, kernel):
+    prefix, n = 5, grid[0] * grid[1]
+    mask = visible(kind, prefix, grid, kernel)
+    for q in range(prefix + n):
+        for k in range(prefix + n):
+            text = k <= q
+            expected = text if k < prefix else q >= prefix and sees(kind, q - prefix, k - prefix, grid, kernel)
+            assert bool(mask[q, k]) == expected, (q, k)
+
+
+@pytest.mark.parametrize(("kind", "image", "whole"), [
+    ("row", 33_264, 328_304), ("column", 16_896, 311_936), ("conv", 57_169, 352_209),
+])  # fmt: skip
+def test_key_counts_of_the_paper_size(kind, image, whole):
+    mask = visible(kind, 256, (32, 32), 11)
+    assert mask.shape == (1280, 1280)
+    assert int(mask[256:, 256:].sum()) == image
+    assert int(mask.sum()) == whole
+    assert mask[256:, :256].all()
+    causal = torch.ones(1280, 1280, dtype=torch.bool).tril()
+    assert int(causal.sum()) == 819_840
+    assert int(causal[256:, 256:].sum()) == 524_800
+    assert not (mask & ~causal).any()
+
+
+def test_the_figures_examples():
+    def keys(kind, q, kernel=11):
+        return visible(kind, 0, (4, 4), kernel)[q].nonzero().flatten().tolist()
+
+    assert keys("row", 5) == [1, 2, 3, 4, 5]
+    assert keys("column", 8) == [0, 4, 8]
+    assert keys("conv", 5, 3) == [0, 1, 2, 4, 5]
+
+
+def test_conv_window_of_the_paper_has_61_keys():
+    assert len(distances("conv", (32, 32), 11)) == 61
+
+
+@pytest.mark.parametrize(("text", "n"), [(8, 4), (6, 16), (3, 13)])
+def test_row_and_column_equal_public_code(text, n):
+    # The open re-implementation's closed forms, on sequence positions.
+    q, k = torch.arange(text + n * n)[:, None], torch.arange(text + n * n)
+    causal, is_text = k <= q, k < text
+    assert torch.equal(visible("row", text, (n, n), 11), causal & (is_text | (q - k <= n)))
+    assert torch.equal(visible("column", text, (n, n), 11), causal & (is_text | ((q - k) % n == 0)))
+
+
+def test_layer_kinds_of_64_layers():
+    kinds = layer_kinds(64)
+    assert kinds[:4] == ("row", "column", "row", "row")
+    assert [i for i, kind in enumerate(kinds, 1) if kind == "column"] == list(range(2, 64, 4))
+    assert (kinds.count("column"), kinds.count("row"), kinds.count("conv")) == (16, 47, 1)
+    assert kinds[-1] == "conv"
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3, 6, 12, 64])
+def test_layer_kinds_equal_public_code(depth):
+    # Its rule counts layers from 0.
+    public = ["conv" if i == depth - 1 else "column" if (i - 1) % 4 == 0 else "row" for i in range(depth)]
+    assert list(layer_kinds(depth)) == public
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+def test_column_attention_on_transposed_states_equals_the_mask(grid):
+    (h, w), prefix = grid, 5
+    n, generator = h * w, torch.Generator().manual_seed(0)
+    q, k, v = torch.randn(3, 2, prefix + n, 8, generator=generator, dtype=torch.float64)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=visible("column", prefix, grid, 11))[:, prefix:]
+
+    def transposed(x):
+        return x[:, prefix:].unflatten(1, (h, w)).transpose(1, 2)  # [.., w, h, E]: a column in one piece
+
+    for column in range(w):
+        keys, values = (torch.cat((x[:, :prefix], transposed(x)[:, column]), 1) for x in (k, v))
+        mask = torch.cat((torch.ones(h, prefix), torch.ones(h, h).tril()), 1).bool()
+        mine = F.scaled_dot_product_attention(transposed(q)[:, column], keys, values, attn_mask=mask)
+        assert torch.allclose(mine, expected.unflatten(1, (h, w))[:, :, column], atol=1e-12)
+
+
+def test_masks_are_made_once_and_serve_training_after_inference():
+    masks = Masks(3, (4, 4), 11)
+    with torch.inference_mode():
+        first = masks.dense("row", 19, torch.device("cpu"))
+    assert not first.is_inference()
+    assert masks.dense("row", 19, torch.device("cpu")).data_ptr() == first.data_ptr()
+    assert torch.equal(masks.dense("row", 7, torch.device("cpu")), visible("row", 3, (4, 4), 11)[:7, :7])
+
+
+@pytest.mark.parametrize("prefix", [1, 5])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("kind", ["row", "column"])
+def test_blocks_equal_the_dense_mask_forward_and_backward(kind, grid, prefix):
+    length = prefix + grid[0] * grid[1]
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, length, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, length, 8, generator=generator, dtype=torch.float64)
+    expected = dense(qkv, visible(kind, prefix, grid, 11))
+    mine = blocked(qkv, prefix, grid, kind, window_bias(kind, grid, torch.device("cpu")))
+    assert torch.allclose(mine, expected, atol=1e-12)
+    (one,), (other,) = (torch.autograd.grad(y, qkv, upstream) for y in (mine, expected))
+    assert torch.allclose(one, other, atol=1e-12)
+
+
+def test_blocks_are_for_whole_large_streams_only():
+    device = torch.device("cpu")
+    small, large = Masks(3, (8, 8), 11), Masks(3, (16, 16), 11)
+    assert small.attend("row", 67, device).func is dense
+    assert large.attend("row", 258, device).func is dense
+    assert large.attend("conv", 259, device).func is dense
+    assert large.attend("row", 259, device).func is blocked
+    assert large.attend("column", 259, device).func is blocked

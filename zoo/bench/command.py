@@ -1,0 +1,47 @@
+"""The command line of the benchmarks."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Sequence
+
+import attrs
+import click
+
+from zoo import front
+from zoo.errors import UnknownName
+
+BENCHES = {"dalle": "zoo.bench.dalle", "vq": "zoo.bench.vq"}
+"""Name -> module with `rows() -> list[Row]`."""
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of both sides.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of {name, ours, peer, ratio, unit, sizes}.")
+def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
+    """Run the benchmarks NAME (all of them if none is named): dalle, vq.
+
+    Ours and the peer run in turn in one process; figures are medians, and the ratio is taken pair by pair. Use a
+    machine with nothing else running.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    rows = []
+    for name in names or BENCHES:
+        if name not in BENCHES:
+            raise UnknownName("benchmark", name, BENCHES)
+        rows += importlib.import_module(BENCHES[name]).rows()
+    if as_json:
+        click.echo(json.dumps([attrs.asdict(row) for row in rows], indent=1))
+        return
+    for row in rows:
+        share = f", {row.peak_share:.1%} of the matmul peak" if row.peak_share is not None else ""
+        click.echo(f"{row.name}: ours {row.ours:.4g}, peer {row.peer:.4g} {row.unit}, ratio {row.ratio:.2f}{share}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    return front.run(bench, "bench.py", argv)
