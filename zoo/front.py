@@ -23,7 +23,7 @@ def run(command: click.Command, prog: str, argv: Sequence[str] | None = None) ->
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    warnings.showwarning = _show_warning  # type: ignore[assignment]
+    warnings.showwarning = _show_warning
     try:
         code = command.main(arguments, prog_name=prog, standalone_mode=False)
         return code if isinstance(code, int) else 0

@@ -82,9 +82,9 @@ class Recipe:
     """What follows the warm-up."""
     decay_steps: int | None = None
     """Updates until `lr_end` is reached, warm-up included; None: the run's own number of updates."""
-    clip: float | None = attrs.field(default=1.0, validator=v.optional(v.gt(0)))
+    clip: float | None = attrs.field(default=1.0, validator=v.optional(v.gt(0.0)))
     """Largest global gradient norm; None: no clipping."""
-    ema: float | None = attrs.field(default=None, validator=v.optional(v.and_(v.ge(0), v.lt(1))))
+    ema: float | None = attrs.field(default=None, validator=v.optional(v.and_(v.ge(0.0), v.lt(1.0))))
     """Decay of the averaged weights that are saved and sampled from; None: no average."""
     ema_every: int = attrs.field(default=1, validator=v.ge(1))
     """Updates between two steps of the average."""

@@ -262,7 +262,7 @@ def _bind(node: Node, offers: dict[str, tuple[Any, str]], where: str) -> Any:
     values = dict(node.values)
     received = RECEIVES.get(node.interface, frozenset()) & values.keys()
     if where:
-        values.update({name: None for name in received - node.pinned})
+        values.update(dict.fromkeys(received - node.pinned))
     _fill(node, values, offers, received, where)
     size = values.get("image_size") or 0
     inner = {k: (values[k], node.card) for k in ("image_size", "classes") if values.get(k) is not None}

@@ -51,22 +51,24 @@ def blocked(qkv: Tensor, prefix: int, grid: Grid, kind: Kind, bias: Tensor) -> T
     """
     b, _, _, heads, e = qkv.shape
     (h, w), n, rows = grid, grid[0] * grid[1], b * heads
-    text_q, text_k, text_v = qkv[:, :prefix].permute(2, 0, 3, 1, 4).unbind()
+    # Splits and rolls, and no slices: the backward pass of a slice fills and adds a tensor of the whole size.
+    text_qkv, image_qkv = qkv.split((prefix, n), 1)
+    text_q, text_k, text_v = text_qkv.permute(2, 0, 3, 1, 4).unbind()
     text = F.scaled_dot_product_attention(text_q, text_k, text_v, is_causal=True)
 
     order = (3, 1, 0, 4, 2, 5) if kind == "row" else (3, 2, 0, 4, 1, 5)
-    blocks = qkv[:, prefix:].unflatten(1, (h, w)).permute(order).contiguous()
-    q, k, v = blocks.flatten(2, 3).unbind()  # [G,BH,S,E]
+    q, k, v = image_qkv.unflatten(1, (h, w)).permute(order).contiguous().flatten(2, 3).unbind()
     if kind == "row":
-        k, v = (torch.cat((torch.cat((x[:1], x[:-1])), x), 2) for x in (k, v))
-    groups, size = q.shape[0], q.shape[2]
+        k, v = (torch.cat((x.roll(1, 0), x), 2) for x in (k, v))
+    groups, size = q.shape[0], q.shape[2]  # q is [G,BH,S,E], k and v are [G,BH,W,E]
 
     q = q * e**-0.5
     flat_q = q.transpose(0, 1).reshape(rows, n, e)
     to_text = (flat_q @ text_k.reshape(rows, prefix, e).transpose(1, 2)).unflatten(1, (groups, size)).transpose(0, 1)
     weights = torch.cat((to_text, q @ k.transpose(2, 3) + bias), 3).softmax(3).to(v.dtype)
-    from_text = weights[..., :prefix].transpose(0, 1).reshape(rows, n, prefix) @ text_v.reshape(rows, prefix, e)
-    y = weights[..., prefix:] @ v + from_text.unflatten(1, (groups, size)).transpose(0, 1)  # [G,BH,S,E]
+    on_text, on_image = weights.split((prefix, k.shape[2]), 3)
+    from_text = on_text.transpose(0, 1).reshape(rows, n, prefix) @ text_v.reshape(rows, prefix, e)
+    y = on_image @ v + from_text.unflatten(1, (groups, size)).transpose(0, 1)
 
     image = y.unflatten(1, (b, heads)).permute((1, 0, 3, 2, 4) if kind == "row" else (1, 3, 0, 2, 4))
     return torch.cat((text.transpose(1, 2).flatten(2), image.reshape(b, n, heads * e)), 1)

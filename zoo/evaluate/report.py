@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,18 +57,16 @@ def evaluate_run(
         asked = source.read(range(min(captions, len(source)))).texts or ()
         for k in usable:
             with bar(len(asked) * k, f"{split}, best of {k}", "img") as progress:
-                share, images = caption_figures(
-                    generator,
-                    asked,
-                    judge,
-                    candidates=k,
-                    seed=seed,
-                    progress=lambda done, _, progress=progress: progress.update(done - progress.n),
-                )
+                advance = partial(_advance, progress)
+                share, images = caption_figures(generator, asked, judge, candidates=k, seed=seed, progress=advance)
             report["accuracy"].setdefault(split, {})[f"best_of_{k}"] = share
         if grid is not None and asked:
             _draw(grid.with_name(f"{grid.stem}-{split}{grid.suffix}"), images, asked, judge)
     return report
+
+
+def _advance(progress: Any, done: int, total: int) -> None:
+    progress.update(done - progress.n)
 
 
 def image_size(generator: Any) -> int:
