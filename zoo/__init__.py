@@ -10,10 +10,10 @@ Importing this imports no torch; the first call that needs it does.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as a type checker reads it; `typing` itself would be half of this module's import time
 if TYPE_CHECKING:
+    from typing import Any
+
     from zoo.hookspecs import hookimpl
     from zoo.registry import build, info, list_models, load, resolve
 
@@ -30,6 +30,8 @@ __all__ = ["build", "hookimpl", "info", "list_models", "load", "resolve", "specs
 
 
 def __getattr__(name: str) -> Any:
+    import importlib
+
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     if name == "specs":
