@@ -223,12 +223,12 @@ _PAPER = Recipe(optimizer="adam", lr=2e-4, schedule="constant", clip=None, batch
 
 
 def vqvae() -> VqVae:
-    """Laptop size: 32 px, 8x8 codes of 256."""
+    """Laptop size: 32 px, 8x8 codes of 512."""
     return VqVae(
         net=Net(widths=(32, 96), residual_hidden=32),
-        vocab_size=256,
+        vocab_size=512,
         image_size=32,
-        train=Recipe(optimizer="adam", lr=2e-3, warmup=50, batch=32, steps=1600),
+        train=Recipe(optimizer="adam", lr=2e-3, warmup=50, batch=32, steps=2000),
     )
 
 
@@ -274,7 +274,7 @@ def vae() -> Vae:
 def pixelcnn() -> PixelCnn:
     """Laptop size, on 8x8 codes and captions."""
     return PixelCnn(
-        vocab_size=256,
+        vocab_size=512,
         grids=((8, 8),),
         text_vocab=256,
         text_length=32,

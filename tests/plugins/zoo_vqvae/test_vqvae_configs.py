@@ -38,7 +38,7 @@ def test_bits_of_the_paper():
 
 def test_facts():
     facts = configs.vqvae().facts(64)
-    assert (facts.vocab_size, facts.grids) == (256, ((16, 16),))
+    assert (facts.vocab_size, facts.grids) == (512, ((16, 16),))
     assert configs.vqvae_cifar10().facts(32).grids == ((8, 8),) * 10
     assert configs.vqvae_fsq().facts(32).vocab_size == 240
     latent = configs.vae().facts(32)
