@@ -136,7 +136,7 @@ def dalle_prior() -> DallePrior:
         width=128,
         depth=4,
         heads=4,
-        vocab_size=256,
+        vocab_size=96,
         grids=((8, 8),),
         text_vocab=1024,
         text_length=20,
@@ -149,8 +149,8 @@ def dalle_prior() -> DallePrior:
             warmup=100,
             clip=1.0,
             ema=0.99,
-            batch=32,
-            steps=1_100,
+            batch=64,
+            steps=550,
         ),
     )
 

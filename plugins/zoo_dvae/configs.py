@@ -149,7 +149,7 @@ def dvae() -> Dvae:
         groups=3,
         blocks=1,
         n_init=64,
-        vocab_size=256,
+        vocab_size=96,
         logit_gain=8.0,
         code_std=1.4,
         mean=0.853,

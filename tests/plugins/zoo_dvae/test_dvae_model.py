@@ -111,7 +111,7 @@ def test_hard_codes_equal_the_one_hot_product():
 
 
 def test_initialisation_follows_fan_in():
-    model = Dvae(attrs.evolve(configs.dvae_tiny(), n_hid=64, n_init=64, vocab_size=512))
+    model = Dvae(attrs.evolve(configs.dvae_8192(), n_hid=64, n_init=64, vocab_size=512))
     for name, p in model.named_parameters():
         if name.endswith("bias"):
             assert not p.any(), name

@@ -182,7 +182,7 @@ def test_a_codebook_of_another_run_is_taken_over(begun, tmp_path):
         ({"set": ("prior.depth",)}, ConfigError, "not of the form"),
         ({"batch": 9, "accumulate": 2, "part": "codebook"}, ConfigError, "try --batch 8"),
         ({"part": "reranker", "accumulate": 2}, ConfigError, "reranker: .*cannot be split"),
-        ({"model": "bpe-tiny"}, PartMismatch, "bpe-tiny"),
+        ({"model": "dalle-prior-tiny"}, PartMismatch, "has no picture size of its own"),
     ],
 )
 def test_mistakes_are_one_clear_line(tmp_path, changes, error, said):
@@ -266,3 +266,11 @@ def test_hooks_are_called_and_a_broken_one_stops_nothing(tmp_path):
         ("start", "codebook", "run"), ("step", 1, True), ("step", 2, True), ("step", 3, True), ("end",),
     ]  # fmt: skip
     assert len([w for w in warned if "watcher" in str(w.message)]) == 1
+
+
+def test_a_part_that_is_only_fitted_trains_alone(tmp_path):
+    folder = run(TrainOptions(model="bpe-tiny", data="shapes:64", out=tmp_path / "run"))
+    assert folder.finished("tokenizer")
+    tokenizer = zoo.load(str(tmp_path / "run"))
+    assert tokenizer.ready
+    assert tokenizer.decode(tokenizer.encode(["a red circle"])[0]) == ["a red circle"]
