@@ -15,7 +15,7 @@ def dalle() -> Autoregressive:
         codebook=Ref("dvae", "codebook"),
         prior=Ref("dalle-prior", "prior"),
         reranker=Ref("clip", "reranker"),
-        sampling=Sampling(guidance=2.0),
+        sampling=Sampling(temperature=0.85, guidance=1.5),
     )
 
 
