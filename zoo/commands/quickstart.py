@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from pathlib import Path
 
@@ -34,6 +36,7 @@ def quickstart(out: Path, seed: int, model: str) -> None:
     from zoo.train.options import TrainOptions
     from zoo.train.run import run
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     began = time.monotonic()
     run(TrainOptions(model=model, out=out, seed=seed, data="shapes", resume=(out / "run.toml").exists()))
     trained = time.monotonic()

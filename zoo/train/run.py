@@ -12,6 +12,7 @@ from zoo.errors import BadRun, ConfigError, PartMismatch, UnknownName
 from zoo.resolution import Node, is_run, resolve_tree
 from zoo.runs import RunFolder, load_sources
 from zoo.specs import locate
+from zoo.train.allocator import keep_freed_memory
 from zoo.train.one import Setting, Training, checkpoints_of, size_of, train_stage
 from zoo.train.options import TrainOptions
 
@@ -25,6 +26,7 @@ def run(options: TrainOptions) -> RunFolder:
         ZooError: anything the user can mend; the text says how.
         Interrupted, Diverged: see `zoo.train.loop.train`.
     """
+    keep_freed_memory()
     out = _out(options)
     node, config, seed, data = _resolve(options, out)
     engine = make_engine(options)
