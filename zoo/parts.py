@@ -9,6 +9,8 @@ from typing import Any, Literal
 import attrs
 from attrs import validators as v
 
+_positive_or_none: Any = v.optional(v.gt(0.0))  # Any: attrs' types take the default's type for the field's
+
 Grid = tuple[int, int]
 """(rows, columns) of a code grid."""
 
@@ -82,7 +84,7 @@ class Recipe:
     """What follows the warm-up."""
     decay_steps: int | None = None
     """Updates until `lr_end` is reached, warm-up included; None: the run's own number of updates."""
-    clip: float | None = attrs.field(default=1.0, validator=v.optional(v.gt(0.0)))
+    clip: float | None = attrs.field(default=1.0, validator=_positive_or_none)
     """Largest global gradient norm; None: no clipping."""
     ema: float | None = attrs.field(default=None, validator=v.optional(v.and_(v.ge(0.0), v.lt(1.0))))
     """Decay of the averaged weights that are saved and sampled from; None: no average."""
