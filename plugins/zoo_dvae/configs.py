@@ -162,9 +162,7 @@ def dvae() -> Dvae:
         temperature_end=0.5,
         temperature_updates=810,
         image_size=32,
-        train=Recipe(
-            lr=6e-3, betas=(0.9, 0.99), weight_decay=1e-4, warmup=50, clip=1.0, ema=0.99, batch=32, steps=900
-        ),
+        train=Recipe(lr=6e-3, betas=(0.9, 0.99), weight_decay=1e-4, warmup=50, clip=1.0, ema=0.99, batch=32, steps=900),
     )
 
 
