@@ -5,15 +5,15 @@ from __future__ import annotations
 import io
 import json
 import os
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import attrs
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
+
+from zoo.files import atomic_bytes
 
 _LEAST = 96  # px: smaller pictures are enlarged by whole factors, pixels kept square
 _GAP = 8
@@ -65,30 +65,7 @@ def save_grid(
         info.add_itxt(_printable(key)[:79] or "note", value.encode("utf-8", "replace").decode())
     buffer = io.BytesIO()
     page.save(buffer, "PNG", pnginfo=info)
-    write_whole(path, buffer.getvalue())
-
-
-def write_whole(path: str | os.PathLike[str], content: bytes) -> None:
-    """Write a file that appears whole or not at all: beside it first, to the disk, then renamed."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(beside, 0o666 & ~_umask())
-        os.replace(beside, target)
-    except BaseException:
-        Path(beside).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    atomic_bytes(path, buffer.getvalue())
 
 
 def _enlarged(images: Tensor) -> np.ndarray:

@@ -4,8 +4,9 @@ import pytest
 import torch
 from PIL import Image
 
+from zoo import files
 from zoo.data import images
-from zoo.data.images import save_grid, write_whole
+from zoo.data.images import save_grid
 
 
 def test_one_caption_a_picture(tmp_path):
@@ -65,13 +66,13 @@ def test_captions_must_divide(tmp_path):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "a.png"
-    write_whole(path, b"old")
+    path.write_bytes(b"old")
 
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr(images.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(OSError, match="disk full"):
-        write_whole(path, b"new")
+        save_grid(path, torch.rand(1, 3, 8, 8), ["new"])
     assert path.read_bytes() == b"old"
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
