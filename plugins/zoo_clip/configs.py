@@ -91,7 +91,7 @@ def clip() -> Clip:
         text_vocab=1024,
         text_length=20,
         embed_dim=96,
-        train=Recipe(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup=40, batch=256, steps=400),
+        train=Recipe(lr=2e-3, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1, warmup=40, batch=256, steps=300),
     )
 
 

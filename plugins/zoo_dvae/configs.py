@@ -139,7 +139,7 @@ def dvae_8192() -> Dvae:
 
 
 def dvae() -> Dvae:
-    """Return the laptop-size dVAE: 32 px, 8x8 codes, trained in four minutes on two CPU cores.
+    """Return the laptop-size dVAE: 32 px, 8x8 codes, trained in two minutes on two CPU cores.
 
     Flat drawn pictures collapse the paper's schedules to a handful of codes; README.md says what is set instead, and
     why.
@@ -160,10 +160,10 @@ def dvae() -> Dvae:
         kl_updates=0,
         temperature_start=8.0,
         temperature_end=0.5,
-        temperature_updates=1_080,
+        temperature_updates=900,
         image_size=32,
         train=Recipe(
-            lr=6e-3, betas=(0.9, 0.99), weight_decay=1e-4, warmup=50, clip=1.0, ema=0.99, batch=32, steps=1_200
+            lr=6e-3, betas=(0.9, 0.99), weight_decay=1e-4, warmup=50, clip=1.0, ema=0.99, batch=32, steps=1_000
         ),
     )
 

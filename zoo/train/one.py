@@ -17,7 +17,7 @@ from zoo.parts import Recipe
 from zoo.runs import RunFolder, load_part
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.facts import check, facts
-from zoo.train.feed import Feed, check_shares
+from zoo.train.feed import AHEAD, Feed, check_shares
 from zoo.train.loop import Job, train
 from zoo.train.metrics import Metrics
 from zoo.train.options import TrainOptions
@@ -92,7 +92,14 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
         setting.folder.path / "store", setting.generator, part, data, prints, samples=samples, device=engine.device
     )
     source = data if store is None else store
-    feed = Feed(read=source.read, length=len(source), batch=recipe.batch, seed=setting.seed, world=engine.world)
+    feed = Feed(
+        read=source.read,
+        length=len(source),
+        batch=recipe.batch,
+        seed=setting.seed,
+        world=engine.world,
+        ahead=0 if engine.device.type == "cpu" else AHEAD,
+    )
     return Job(
         folder=setting.folder.path,
         generator=setting.generator,

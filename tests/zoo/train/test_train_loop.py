@@ -117,11 +117,12 @@ def test_no_reader_is_left_behind(tmp_path):
     assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
 
 
-def test_an_error_of_the_reader_reaches_the_loop(tmp_path):
-    class Broken(FakeData):
-        def read(self, rows, rng=None):
-            raise OSError("the disk is gone")
+class Broken(FakeData):
+    def read(self, rows, rng=None):
+        raise OSError("the disk is gone")
 
+
+def test_an_error_of_the_reader_reaches_the_loop(tmp_path):
     with pytest.raises(OSError, match="the disk is gone"):
         go(tmp_path, data=Broken())
 
@@ -137,6 +138,18 @@ def test_every_row_is_read_once_an_epoch_and_the_order_is_that_of_seed_and_step(
     for epoch in range(4):
         assert len(set(texts[epoch * 50 : epoch * 50 + 50])) == 50
     assert feed().at(9).texts == feed().at(9).texts != attrs.evolve(feed(), seed=4).at(9).texts
+
+
+def test_reading_ahead_gives_the_same_batches_and_ends_with_its_use():
+    plain = [(step, batch.texts) for step, batch in feed().batches(3, 9)]
+    ahead = attrs.evolve(feed(), ahead=2)
+    assert [(step, batch.texts) for step, batch in ahead.batches(3, 9)] == plain
+    left_early = ahead.batches(0, 100)
+    next(left_early)
+    left_early.close()
+    assert not [thread for thread in threading.enumerate() if thread.name == "feed"]
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(attrs.evolve(ahead, read=Broken().read).batches(0, 2))
 
 
 def test_processes_share_the_global_batch_and_its_random_numbers():
