@@ -1,4 +1,4 @@
-"""Plugins made on the spot: a folder that is a package with metadata, put on the path for one test."""
+"""A small weight file, and plugins made on the spot: a folder that is a package with metadata, put on the path."""
 
 import sys
 import textwrap
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from zoo import catalogue, plugins
+from zoo import catalogue, plugins, weights
 
 PluginMaker = Callable[..., plugins.Plugins]
 
@@ -51,3 +51,13 @@ def make_plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Plu
         for module in [m for m in sys.modules if m == name or m.startswith(f"{name}.")]:
             del sys.modules[module]
     clear()
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    """Return a weight file with one tensor, "a", and two facts."""
+    import torch
+
+    path = tmp_path / "x.safetensors"
+    weights.save_tensors(path, {"a": torch.arange(6.0)}, {"part": "codebook", "step": 7})
+    return path
