@@ -9,6 +9,8 @@ import pytest
 
 from zoo import catalogue, plugins, weights
 
+sys.path.insert(0, str(Path(__file__).parent))  # for faulty_parts
+
 PluginMaker = Callable[..., plugins.Plugins]
 
 
