@@ -35,8 +35,9 @@ def test_a_failed_flush_leaves_the_old_file(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "no space left")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(OSError, match="no space left") as info:
         atomic_bytes(path, b"new")
+    assert info.value.filename == str(path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["x.txt"]
 
