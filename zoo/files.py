@@ -34,7 +34,7 @@ def atomic_write(path: str | os.PathLike[str]) -> Iterator[Path]:
         os.replace(temporary, path)
         _sync_one(path.parent)
     except OSError as error:
-        if error.filename is None:  # a write to a file that is open does not say which
+        if error.errno is not None and error.filename is None:  # a write to a file that is open does not say which
             error.filename = str(path)
         raise
     finally:
