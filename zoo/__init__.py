@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from zoo.hookspecs import hookimpl
+    from zoo.planning.plan import plan
     from zoo.registry import build, info, list_models, load, resolve
 
 _LAZY = {
@@ -23,10 +24,11 @@ _LAZY = {
     "info": "zoo.registry",
     "resolve": "zoo.registry",
     "list_models": "zoo.registry",
+    "plan": "zoo.planning.plan",
     "hookimpl": "zoo.hookspecs",
 }
 
-__all__ = ["build", "hookimpl", "info", "list_models", "load", "resolve", "specs"]
+__all__ = ["build", "hookimpl", "info", "list_models", "load", "plan", "resolve", "specs"]
 
 
 def __getattr__(name: str) -> Any:

@@ -13,10 +13,12 @@ from zoo import front
 COMMANDS = {
     "list": "zoo.commands.catalogue:list_models",
     "info": "zoo.commands.catalogue:info",
+    "plan": "zoo.commands.plan:plan",
     "plugins": "zoo.commands.plugins:plugins",
     "doctor": "zoo.commands.plugins:doctor",
     "sample": "zoo.commands.sample:sample",
     "evaluate": "zoo.commands.evaluate:evaluate",
+    "export": "zoo.commands.export:export",
     "quickstart": "zoo.commands.quickstart:quickstart",
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,11 @@ def construct(
     seed: int | None = None,
     trained: Sequence[str] = (),
     building: AbstractContextManager[Any] | None = None,
+    used: Collection[str] | None = None,
 ) -> Any:
     """Return the generator of a resolved tree; a lone part comes as a system of that one role (`Solo`).
+
+    Roles that are not in `used` are built on the meta device; None: all are used.
 
     Raises:
         Whatever a model's own constructor raises, with a note that says which part it was.
@@ -45,7 +48,8 @@ def construct(
             for name, child in current.children.items()
         }
         context = building if building is not None and role in trained else nullcontext()
-        with context, torch.device(device or torch.get_default_device()), _dtype(dtype), _seeded(seed, role):
+        place = device or torch.get_default_device() if used is None or role in used else "meta"
+        with context, torch.device(place), _dtype(dtype), _seeded(seed, role):
             return _make_one(current, bound, children, role)
 
     if node.interface == "generator":

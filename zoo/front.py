@@ -18,8 +18,11 @@ from zoo.errors import ZooError
 INTERRUPTED = 130
 
 
-def run(command: click.Command, prog: str, argv: Sequence[str] | None = None) -> int:
-    """Run a click command and return its exit code; errors are one line on stderr, `--debug` shows the traceback."""
+def run(command: click.Command, prog: str, argv: Sequence[str] | None = None, *, speaks: bool = True) -> int:
+    """Run a click command and return its exit code; errors are one line on stderr, `--debug` shows the traceback.
+
+    `speaks`: whether this process tells of a mistyped command line; of several started alike, one does.
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
@@ -30,6 +33,8 @@ def run(command: click.Command, prog: str, argv: Sequence[str] | None = None) ->
     except click.exceptions.Exit as error:
         return error.exit_code
     except click.UsageError as error:
+        if not speaks:
+            return 2
         where = error.ctx.command_path if error.ctx else prog
         return _say(prog, f"{error.format_message()} Try `{where} --help`.", debug, 2)
     except ZooError as error:

@@ -67,6 +67,10 @@ class System(nn.Module):
         """Return the loss of the stage's trained part."""
         return self.parts[part].loss(batch, self.cond(part, batch), step=step, rng=rng)
 
+    def tokens(self, part: str, batch: Batch, *, rng: Rng) -> Tensor:
+        """Return [B], the tokens of each sample that the part's loss is a mean over; see `Trainable`."""
+        return self.parts[part].tokens(batch, self.cond(part, batch), rng=rng)
+
     def cond(self, part: str, batch: Batch) -> Cond:
         """Return what the part reads of the batch, and nothing else."""
         return Cond()

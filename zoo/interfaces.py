@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import attrs
 
+from zoo.gradients import Grad, Reduced, Reducer, Shard, Traffic
 from zoo.parts import Facts, Grid, Recipe
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ class Batch:
     """[B,T,D] text embedding."""
     text_mask: Tensor | None = None
     """[B,T] bool, True where `text` is not padding."""
+    tokens: Tensor | None = None
+    """[B] float: tokens a sample, over the whole batch of an update that accumulates (the same in every row)."""
 
     def __len__(self) -> int:
         for name in attrs.fields_dict(type(self)):
@@ -240,7 +243,12 @@ class Trainable(Protocol):
     """A part with a loss."""
 
     def loss(self, batch: Batch, cond: Cond, *, step: int, rng: Rng) -> Losses:
-        """Return "loss" (a mean over samples of per-sample values) and further scalars worth a curve."""
+        """Return "loss" (a mean over samples of per-sample values) and further scalars worth a curve.
+
+        A loss that is a mean over the tokens of the whole batch divides by `batch.tokens` where that is set, and
+        else counts over the processes. For it to be set, the part has `tokens(batch, cond, *, rng) -> [B]`, the
+        tokens of each sample.
+        """
 
 
 @runtime_checkable
@@ -302,45 +310,11 @@ class Dataset(Protocol):
         """Yield every caption, without reading pictures."""
 
 
-@attrs.frozen(eq=False)
-class Grad:
-    """One parameter's gradient as a reducer sees it: the local shard, in fp32."""
-
-    name: str
-    tensor: Tensor
-    shape: tuple[int, ...]
-    """Shape of the whole parameter."""
-    axis: int | None
-    """Axis it is sharded on, or None."""
-    block: str | None
-    """Name of the residual branch it belongs to, or None."""
-    matrix: bool
-    """True where low-rank compression applies."""
-
-
-@attrs.frozen
-class Reduced:
-    """What a reducer knows after a reduction."""
-
-    norm_squared: float
-    finite: bool
-
-
-class Reducer(Protocol):
-    """Averages gradients over a group of ranks, in place."""
-
-    def reduce(self, grads: Iterable[Grad], group: Any) -> Reduced: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
 class Engine(Protocol):
     """Owns the wrapped module, the optimiser and the step."""
 
     world: Any
-    """Has `rank`, `size` and `barrier()`."""
+    """The processes: see `zoo.train.world.Processes`."""
     device: Any
     """Where the stage and its batches are."""
 
@@ -361,7 +335,13 @@ class Engine(Protocol):
         """Clip, update or skip, average, clear the gradients; return what is worth a curve."""
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Return a context in which the trained parts hold the weights to save and sample from."""
+        """Return a context in which the trained parts hold, whole, the weights to sample from; all ranks enter it."""
+
+    def weights(self) -> Mapping[str, Any]:
+        """Return the stage's tensors as they are to be kept, by name, each a `zoo.weights.Lazy`.
+
+        All ranks fetch them, in the same order; each comes whole and may be forgotten before the next.
+        """
 
     def save(self, folder: Any) -> None: ...
 
@@ -371,5 +351,5 @@ class Engine(Protocol):
 __all__ = [
     "INTERFACES", "Batch", "Codebook", "Cond", "Dataset", "Denoiser", "Engine", "Facts", "Fitted", "Generator",
     "Grad", "Grid", "Latent", "Losses", "Prediction", "Prior", "Recipe", "Reduced", "Reducer", "Reranker",
-    "TextEncoder", "Tokenizer", "Trainable",
+    "Shard", "TextEncoder", "Tokenizer", "Traffic", "Trainable",
 ]  # fmt: skip

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -154,8 +154,18 @@ def engine(name: str) -> EngineSpec:
 
 
 def reducer(name: str) -> ReducerSpec:
-    """Return the spec of a gradient reducer."""
-    return plugins.installed().find(ReducerSpec, name, "reducer")
+    """Return the spec of a gradient reducer, asked for as "name" or "name:settings"."""
+    return plugins.installed().find(ReducerSpec, name.partition(":")[0], "reducer")
+
+
+def reducer_config(name: str) -> Any:
+    """Return the config of a gradient reducer, "name" or "name:settings"; it has `cost`. Imports no torch.
+
+    Raises:
+        UnknownName: no reducer has this name.
+        ConfigError: a setting is unknown, of the wrong type or out of range.
+    """
+    return locate(reducer(name).config)(name.partition(":")[2])
 
 
 def build_system(
@@ -166,6 +176,7 @@ def build_system(
     trained: Sequence[str] = (),
     building: AbstractContextManager[Any] | None = None,
     device: Any = None,
+    used: Collection[str] | None = None,
 ) -> Any:
     """Construct a system for training: the trained roles inside `building`, the rest outside; no memory rule.
 
@@ -175,10 +186,12 @@ def build_system(
         trained: roles built inside `building`.
         building: the engine's context.
         device: where the parts go.
+        used: roles that will be used; the others are built on the meta device. None: all.
     """
     from zoo.construct import construct
 
-    return construct(node, config, device=device, seed=seed, trained=trained, building=building or nullcontext())
+    context = building or nullcontext()
+    return construct(node, config, device=device, seed=seed, trained=trained, building=context, used=used)
 
 
 def run_config(path: str) -> Any:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import platform
 import shutil
 import tomllib
+from collections.abc import Collection, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from zoo.config import without_none
 from zoo.errors import BadRun, ConfigError, PartMismatch
 from zoo.files import atomic_text, atomic_write
 from zoo.resolution import Node, dump, undump
-from zoo.weights import load_into, load_tensors, read_metadata, save_tensors, sha256
+from zoo.weights import Lazy, load_into, load_tensors, read_metadata, save_tensors, sha256, stream_tensors
 
 FORMAT = 1
 
@@ -137,9 +138,18 @@ class RunFolder:
         return sha256(self.part_path(role))
 
     def save_part(
-        self, role: str, module: Any, *, trained_on: dict[str, str] | None = None, extra: dict[str, Any] | None = None
+        self,
+        role: str,
+        module: Any,
+        *,
+        trained_on: dict[str, str] | None = None,
+        extra: dict[str, Any] | None = None,
+        tensors: Mapping[str, Lazy] | None = None,
     ) -> Path:
-        """Write a finished part, whole or not at all, with what it is and what it was trained on in its header."""
+        """Write a finished part, whole or not at all, with what it is and what it was trained on in its header.
+
+        `tensors` are what to write where the module does not hold them itself; they are fetched one by one.
+        """
         header = {
             "format": FORMAT,
             "card": module.card,
@@ -148,17 +158,20 @@ class RunFolder:
             "trained_on": trained_on or {},
             **(extra or {}),
         }
-        save_tensors(self.part_path(role), module.state_dict(), header)
+        if tensors is None:
+            save_tensors(self.part_path(role), module.state_dict(), header)
+        else:
+            stream_tensors(self.part_path(role), tensors, header)
         return self.part_path(role)
 
-    def load_parts(self, built: Any) -> None:
-        """Load every finished part into a built system and mark it ready.
+    def load_parts(self, built: Any, roles: Collection[str] | None = None) -> None:
+        """Load every finished part, or those of `roles`, into a built system and mark it ready.
 
         Raises:
             BadWeights: a file is truncated, foreign, or of another model.
         """
         for role in built.parts:
-            if self.finished(role):
+            if self.finished(role) if roles is None else role in roles:
                 load_part(self.part_path(role), built, role)
 
     def check_lineage(self) -> None:

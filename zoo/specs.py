@@ -51,10 +51,14 @@ class EngineSpec:
 
 @attrs.frozen(kw_only=True)
 class ReducerSpec:
-    """One gradient reducer: `build(options) -> Reducer`."""
+    """One gradient reducer, asked for as "name" or "name:settings", such as "powersgd:rank=4"."""
 
     name: str
     build: str
+    """"module:callable" `(options) -> Reducer`, which reads `options.reducer` and `options.seed`."""
+    config: str
+    """"module:callable" `(settings) -> config`, settings being what follows "name:"; importing it must not import
+    torch. The config has the reducer's `cost(shards, ranks) -> Traffic`."""
     summary: str = ""
 
 

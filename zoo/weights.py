@@ -7,24 +7,32 @@ dict, through `zoo.pickles`, which runs nothing the file names. This module impo
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zoo.errors import BadWeights, suggest
 from zoo.fetching import cache_folder, fetch, sha256, verify
 from zoo.files import atomic_write
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 _METADATA = "zoo"
 """All metadata is one entry, as JSON: the order of several would differ from one writing to the next."""
+_CODES = {
+    "int64": "I64", "float64": "F64", "float32": "F32", "int32": "I32", "bfloat16": "BF16", "float16": "F16",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "bool": "BOOL",
+}  # fmt: skip
+"""torch's names of types and the format's, in the order the safetensors library writes them."""
 
 
 def save_tensors(
@@ -55,6 +63,67 @@ def save_tensors(
             if code := re.search(r"os error (\d+)", str(error)):
                 raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
             raise
+
+
+class Lazy(NamedTuple):
+    """A tensor that is fetched when it is written."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    fetch: Callable[[], Tensor]
+
+
+def stream_tensors(
+    path: str | os.PathLike[str], tensors: Mapping[str, Lazy], metadata: Mapping[str, Any] | None = None
+) -> None:
+    """Write what `save_tensors` would, byte for byte, holding one tensor at a time.
+
+    Each is fetched once, in the order of the file: `file_order`.
+
+    Raises:
+        OSError: the disk is full, ...; an older file at `path` is as it was.
+    """
+    from torch import uint8
+
+    order = file_order(tensors)
+    header: dict[str, Any] = {"__metadata__": {_METADATA: json.dumps(dict(metadata or {}), sort_keys=True)}}
+    end = 0
+    for name, lazy in order:
+        start, end = end, end + math.prod(lazy.shape) * lazy.dtype.itemsize
+        header[name] = {"dtype": _code(lazy.dtype), "shape": list(lazy.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, lazy in order:
+            x = lazy.fetch().detach().cpu().contiguous()
+            if (tuple(x.shape), x.dtype) != (tuple(lazy.shape), lazy.dtype):
+                raise ValueError(
+                    f"{name}: {x.dtype} {list(x.shape)} came, {lazy.dtype} {list(lazy.shape)} was announced"
+                )
+            if x.numel():
+                file.write(x.view(-1).view(uint8).numpy().data)
+
+
+def file_order(tensors: Mapping[str, Lazy]) -> list[tuple[str, Lazy]]:
+    """Return the tensors in the order they have in a file: wide types first, then by name."""
+    rank = {code: i for i, code in enumerate(_CODES.values())}
+    return sorted(tensors.items(), key=lambda item: (rank[_code(item[1].dtype)], item[0]))
+
+
+def _code(dtype: torch.dtype) -> str:
+    """Return the format's name of a type."""
+    name = str(dtype).removeprefix("torch.")
+    if name not in _CODES:
+        raise ValueError(f"weights of type {name} are not written; convert them to one of {', '.join(_CODES)}")
+    return _CODES[name]
+
+
+def _dtype(code: str) -> torch.dtype:
+    """Return the type that the format calls `code`."""
+    import torch
+
+    return getattr(torch, {found: name for name, found in _CODES.items()}[code])
 
 
 @contextmanager
@@ -90,6 +159,18 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     with _opened(path) as file:
         names = file.keys()
         return {name: file.get_tensor(name) for name in names}, _metadata(file, path)
+
+
+@contextmanager
+def lazy_tensors(path: str | os.PathLike[str]) -> Iterator[dict[str, Lazy]]:
+    """Open a safetensors file; tensors are read when they are fetched, inside the block; raises as `load_tensors`."""
+    with _opened(path) as file:
+        found = {}
+        for name in file.keys():  # noqa: SIM118
+            piece = file.get_slice(name)
+            dtype = _dtype(piece.get_dtype())
+            found[name] = Lazy(tuple(piece.get_shape()), dtype, partial(file.get_tensor, name))
+        yield found
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from typing import Any, Literal
 import attrs
 from attrs import validators as v
 
+from zoo.cost import Cost
 from zoo.parts import Facts, Recipe, Ref
+from zoo_clip import cost
 
 Triple = tuple[float, float, float]
 
@@ -75,6 +77,10 @@ class Clip:
     def facts(self, image_size: int) -> Facts:
         """Return nothing: no other part is shaped by a reranker."""
         return Facts()
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs (see `zoo.cost`) in a global batch of so many pairs."""
+        return cost.cost(self, batch)
 
 
 def clip() -> Clip:

@@ -25,12 +25,22 @@ class QuickGelu(nn.Module):
 ACTIVATIONS = {"quick_gelu": QuickGelu, "gelu": nn.GELU}
 
 
-def _linear(n_in: int, n_out: int, std: float, *, bias: bool = True) -> nn.Linear:
-    layer = nn.Linear(n_in, n_out, bias=bias)
-    nn.init.normal_(layer.weight, std=std)
-    if bias:
-        nn.init.zeros_(layer.bias)
-    return layer
+class Linear(nn.Linear):
+    """A linear layer; weights from N(0, std), bias 0."""
+
+    def __init__(self, n_in: int, n_out: int, std: float, *, bias: bool = True) -> None:
+        super().__init__(n_in, n_out, bias=bias)
+        nn.init.normal_(self.weight, std=std)
+        if bias:
+            nn.init.zeros_(self.bias)
+
+
+class Embedding(nn.Embedding):
+    """A table of learned rows from N(0, 0.02)."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        super().__init__(rows, width)
+        nn.init.normal_(self.weight, std=0.02)
 
 
 class Attention(nn.Module):
@@ -47,8 +57,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads, self.causal = heads, causal
         self.norm = nn.LayerNorm(width)
-        self.qkv = _linear(width, 3 * width, width**-0.5)
-        self.out = _linear(width, width, width**-0.5 * (2 * depth) ** -0.5)
+        self.qkv = Linear(width, 3 * width, width**-0.5)
+        self.out = Linear(width, width, width**-0.5 * (2 * depth) ** -0.5)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x_BLD)).unflatten(-1, (3, self.heads, -1))
@@ -63,9 +73,9 @@ class Mlp(nn.Module):
     def __init__(self, width: int, depth: int, activation: str) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.wide = _linear(width, 4 * width, (2 * width) ** -0.5)
+        self.wide = Linear(width, 4 * width, (2 * width) ** -0.5)
         self.act = ACTIVATIONS[activation]()
-        self.out = _linear(4 * width, width, width**-0.5 * (2 * depth) ** -0.5)
+        self.out = Linear(4 * width, width, width**-0.5 * (2 * depth) ** -0.5)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         return self.out(self.act(self.wide(self.norm(x_BLD))))
@@ -91,7 +101,7 @@ class VisionTower(nn.Module):
         self.norm_in = nn.LayerNorm(width)
         self.blocks = _blocks(width, heads, layers, activation, causal=False)
         self.norm_out = nn.LayerNorm(width)
-        self.project = _linear(width, embed, std, bias=False)
+        self.project = Linear(width, embed, std, bias=False)
 
     def hidden(self, images: Tensor) -> Tensor:
         """Return [B,L,D] after the last block, before the last norm; row 0 stands for the whole picture."""
@@ -110,12 +120,11 @@ class TextTower(nn.Module):
         self, vocab: int, length: int, width: int, layers: int, heads: int, embed: int, activation: str
     ) -> None:
         super().__init__()
-        self.tokens = nn.Embedding(vocab, width)
-        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.tokens = Embedding(vocab, width)
         self.position = nn.Parameter(torch.empty(length, width).normal_(std=0.01))
         self.blocks = _blocks(width, heads, layers, activation, causal=True)
         self.norm_out = nn.LayerNorm(width)
-        self.project = _linear(width, embed, width**-0.5, bias=False)
+        self.project = Linear(width, embed, width**-0.5, bias=False)
 
     def hidden(self, ids: Tensor) -> Tensor:
         """Return [B,T,D] after the last norm; column i has seen tokens up to i."""

@@ -11,6 +11,10 @@ from zoo.specs import ModelSpec
 ZOO_API = 1
 
 
+def _named(module: str, *names: str) -> dict[str, str]:
+    return {name: f"zoo_dalle.{module}:{name.replace('-', '_').replace('.', '_')}" for name in names}
+
+
 @hookimpl
 def zoo_specs() -> Iterable[ModelSpec]:
     """Return this plugin's models."""
@@ -19,20 +23,15 @@ def zoo_specs() -> Iterable[ModelSpec]:
             interface="prior",
             config="zoo_dalle.configs:DallePrior",
             build="zoo_dalle.model:DallePrior",
-            variants={
-                "dalle-12b-prior": "zoo_dalle.configs:dalle_12b_prior",
-                "dalle-prior": "zoo_dalle.configs:dalle_prior",
-                "dalle-prior-tiny": "zoo_dalle.configs:dalle_prior_tiny",
-            },
+            variants=_named(
+                "configs",
+                *("dalle-12b-prior", "dalle-5.6b-prior", "dalle-2.8b-prior", "dalle-prior", "dalle-prior-tiny"),
+            ),
         ),
         ModelSpec(
             interface="generator",
             config="zoo.systems:Autoregressive",
             build="zoo.generators:AutoregressiveGenerator",
-            variants={
-                "dalle": "zoo_dalle.systems:dalle",
-                "dalle-12b": "zoo_dalle.systems:dalle_12b",
-                "dalle-tiny": "zoo_dalle.systems:dalle_tiny",
-            },
+            variants=_named("systems", "dalle", "dalle-12b", "dalle-5.6b", "dalle-2.8b", "dalle-tiny"),
         ),
     ]

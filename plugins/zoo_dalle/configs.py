@@ -9,8 +9,10 @@ from typing import Any, Literal
 import attrs
 from attrs import validators as v
 
+from zoo.cost import Cost
 from zoo.errors import PartMismatch
 from zoo.parts import Facts, Grid, Recipe
+from zoo_dalle import cost
 
 Kind = Literal["row", "column", "conv"]
 """Which earlier codes a layer lets a code attend to."""
@@ -23,6 +25,22 @@ def layer_kinds(depth: int) -> tuple[Kind, ...]:
     """
     kinds: list[Kind] = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth)]
     return (*kinds, "conv")
+
+
+def distances(kind: Kind, grid: Grid, kernel: int) -> tuple[int, ...]:
+    """Return the distances q - k in [0, N) at which a code is seen, ascending; 0 is the code itself.
+
+    See `zoo_dalle.masks`, which makes the masks of them.
+    """
+    h, w = grid
+    if kind == "row":
+        seen = set(range(w + 1))
+    elif kind == "column":
+        seen = set(range(0, h * w, w))
+    else:
+        reach = kernel // 2
+        seen = {rows * w - columns for rows in range(reach + 1) for columns in range(-reach, reach + 1)}
+    return tuple(sorted(d for d in seen if 0 <= d < h * w))
 
 
 @attrs.frozen(kw_only=True)
@@ -96,6 +114,16 @@ class DallePrior:
         """Return nothing: no part depends on a prior."""
         return Facts()
 
+    def pairs(self, kind: Kind, codes: int) -> int:
+        """Return how many pairs of a query and a key a layer's mask keeps, of the prefix and `codes` leading codes."""
+        assert self.grids is not None
+        among = sum(max(0, codes - d) for d in distances(kind, self.grids[0], self.conv_kernel))
+        return self.prefix * (self.prefix + 1) // 2 + codes * self.prefix + among
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
+        return cost.cost(self)
+
 
 def dalle_12b_prior() -> DallePrior:
     """Return the paper's 12-billion-parameter transformer with its recipe [1] section 2.3 and appendix B.
@@ -128,6 +156,19 @@ def dalle_12b_prior() -> DallePrior:
             transform="dalle-prior",
         ),
     )
+
+
+def dalle_5_6b_prior() -> DallePrior:
+    """Return the paper's transformer of 5.6 billion parameters, 42 heads of 64 [1] table 1.
+
+    Only its width and its rank are given there; its recipe is the large one's.
+    """
+    return attrs.evolve(dalle_12b_prior(), width=2688, heads=42)
+
+
+def dalle_2_8b_prior() -> DallePrior:
+    """Return the paper's transformer of 2.8 billion parameters, 30 heads of 64 [1] table 1; see `dalle_5_6b_prior`."""
+    return attrs.evolve(dalle_12b_prior(), width=1920, heads=30)
 
 
 def dalle_prior() -> DallePrior:

@@ -24,20 +24,7 @@ from torch import Tensor
 
 from zoo.parts import Grid
 from zoo_dalle.attention import blocked, dense, window_bias
-from zoo_dalle.configs import Kind
-
-
-def distances(kind: Kind, grid: Grid, kernel: int) -> tuple[int, ...]:
-    """Return the distances q - k in [0, N) at which a code is seen, ascending; 0 is the code itself."""
-    h, w = grid
-    if kind == "row":
-        seen = set(range(w + 1))
-    elif kind == "column":
-        seen = set(range(0, h * w, w))
-    else:
-        reach = kernel // 2
-        seen = {rows * w - columns for rows in range(reach + 1) for columns in range(-reach, reach + 1)}
-    return tuple(sorted(d for d in seen if 0 <= d < h * w))
+from zoo_dalle.configs import Kind, distances
 
 
 def visible(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device | str | None = None) -> Tensor:

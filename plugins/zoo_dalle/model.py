@@ -106,10 +106,9 @@ class DallePrior(nn.Module):
     def loss(self, batch: Batch, cond: Cond, *, step: int, rng: Rng) -> Losses:
         """Return "loss", text_weight * text + (1 - text_weight) * image; and both, in nats a token. [1] section 2.2
 
-        "text" is averaged over the tokens (pads are not predicted) of the global batch: each process divides by the
-        global count of tokens a sample. A micro-batch of accumulated gradients counts its own tokens over all
-        processes, since it cannot see the others of its step. "image" is the same number of codes in every sample,
-        so its mean over samples is its mean over codes. Without a caption the loss is the image's alone.
+        "text" is averaged over the tokens (pads are not predicted) of the global batch: each process and micro-batch
+        divides by the global count of tokens a sample. "image" is the same number of codes in every sample, so its
+        mean over samples is its mean over codes. Without a caption the loss is the image's alone.
         """
         codes = batch.codes
         if codes is None or codes.shape[1] != self.length:
@@ -121,10 +120,26 @@ class DallePrior(nn.Module):
             return {"loss": image, "image": image.detach()}
         ids, mask = self.prefix.tokens(cond, len(codes))
         nats = (self.caption_head(states[:, : self.prefix.length], ids) * mask).sum(1).mean()
-        tokens, rows = across.sum(torch.stack((mask.sum(), torch.full_like(mask.sum(), len(mask))))).unbind()
-        text = nats * (rows / tokens.clamp(min=1))
+        text = nats / self._mean_tokens(mask, batch)
         weight = self.config.text_weight
         return {"loss": weight * text + (1 - weight) * image, "text": text.detach(), "image": image.detach()}
+
+    def tokens(self, batch: Batch, cond: Cond, *, rng: Rng) -> Tensor:
+        """Return [B], the caption tokens of each sample that the loss predicts; none where the caption is dropped."""
+        assert batch.codes is not None
+        if not isinstance(self.prefix, Caption):
+            return torch.zeros(len(batch), device=batch.codes.device)
+        rows = len(batch.codes)
+        return self.prefix.tokens(self._drop(cond, rows, rng, batch.codes.device), rows)[1].sum(1)
+
+    def _mean_tokens(self, mask: Tensor, batch: Batch) -> Tensor:
+        """Return tokens a sample over the global batch, of the mask [B,T] of tokens."""
+        if batch.tokens is not None:
+            mean = batch.tokens[0]
+        else:
+            tokens, rows = across.sum(torch.stack((mask.sum(), torch.full_like(mask.sum(), len(mask))))).unbind()
+            mean = tokens / rows
+        return torch.where(mean > 0, mean, 1.0)
 
     def _read(self, codes: Tensor) -> Tensor:
         """Return the codes whose states are needed: all but the last, unless the whole stream is cheaper."""

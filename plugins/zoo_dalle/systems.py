@@ -3,6 +3,8 @@
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv 2102.12092.
 """
 
+import attrs
+
 from zoo.parts import Ref
 from zoo.systems import Autoregressive, Sampling
 
@@ -39,3 +41,13 @@ def dalle_12b() -> Autoregressive:
         prior=Ref("dalle-12b-prior", "prior"),
         sampling=Sampling(temperature=1.0),
     )
+
+
+def dalle_5_6b() -> Autoregressive:
+    """The paper's system around its transformer of 5.6 billion parameters."""
+    return attrs.evolve(dalle_12b(), prior=Ref("dalle-5.6b-prior", "prior"))
+
+
+def dalle_2_8b() -> Autoregressive:
+    """The paper's system around its transformer of 2.8 billion parameters."""
+    return attrs.evolve(dalle_12b(), prior=Ref("dalle-2.8b-prior", "prior"))

@@ -9,8 +9,10 @@ from typing import Any
 import attrs
 from attrs import validators as v
 
+from zoo.cost import Cost
 from zoo.errors import ConfigError
 from zoo.parts import Facts, Grid, Recipe
+from zoo_dvae import cost
 from zoo_dvae.schedules import cosine
 
 
@@ -101,6 +103,10 @@ class Dvae:
     def facts(self, image_size: int) -> Facts:
         """Return the vocabulary and the code grid of a square picture."""
         return Facts(vocab_size=self.vocab_size, grids=(self.grid(image_size, image_size),))
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
+        return cost.cost(self)
 
     def kl_weight_at(self, step: int) -> float:
         """Return the KL weight at an update."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import attrs
 from attrs import validators as v
 
+from zoo.cost import Cost
 from zoo.parts import Facts
 
 RESERVED = 3 + 256
@@ -37,6 +38,10 @@ class Bpe:
     def facts(self, image_size: int) -> Facts:
         """Return the vocabulary and length, which no picture size changes."""
         return Facts(vocab_size=self.vocab_size, length=self.length)
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return nothing: it is fitted, and has no parameters."""
+        return Cost()
 
 
 def bpe_16384() -> Bpe:

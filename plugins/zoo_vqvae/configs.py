@@ -13,8 +13,10 @@ import attrs
 from attrs import evolve
 from attrs import validators as v
 
+from zoo.cost import Cost
 from zoo.errors import ConfigError
 from zoo.parts import Facts, Grid, Recipe, Ref
+from zoo_vqvae import cost
 
 
 def _all_at_least(least: int) -> Any:
@@ -113,6 +115,10 @@ class VqVae:
         grid = self.net.grid(image_size, image_size)
         return Facts(vocab_size=self.vocab_size, grids=(grid,) * self.books)
 
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
+        return cost.vqvae(self)
+
 
 @attrs.frozen(kw_only=True)
 class FsqVae:
@@ -143,6 +149,10 @@ class FsqVae:
         """Return vocabulary and grid."""
         return Facts(vocab_size=self.vocab_size, grids=(self.net.grid(image_size, image_size),))
 
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
+        return cost.fsqvae(self)
+
 
 @attrs.frozen(kw_only=True)
 class Vae:
@@ -165,6 +175,10 @@ class Vae:
         """Return channels and size."""
         return Facts(channels=self.channels, size=self.net.grid(image_size, image_size), bounded=False)
 
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
+        return cost.vae(self)
+
 
 @attrs.frozen(kw_only=True)
 class VqLatent:
@@ -179,6 +193,10 @@ class VqLatent:
         """Return channels and size."""
         size = self.codebook.facts(image_size).grids[0]
         return Facts(channels=self.codebook.channels, size=size, bounded=False)
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return nothing: its parameters are the codebook's, a part of its own."""
+        return Cost()
 
 
 @attrs.frozen(kw_only=True)
@@ -216,6 +234,10 @@ class PixelCnn:
     def facts(self, image_size: int) -> Facts:
         """Return nothing: no part is bound to a prior."""
         return Facts()
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
+        return cost.pixelcnn(self)
 
 
 _PAPER = Recipe(optimizer="adam", lr=2e-4, schedule="constant", clip=None, batch=128, steps=250_000)

@@ -69,10 +69,10 @@ class Horizontal(nn.Module):
         self.bias = nn.Conv2d(condition, 2 * width, 1, bias=False)
         self.out = nn.Conv2d(width, width, 1)
 
-    def forward(self, x: Tensor, pre: Tensor, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, pre: Tensor, s: Tensor) -> Tensor:
         """Return [B,C,h,w] of x, the vertical stack's values in front of its gate, and the condition."""
         padded = F.pad(x, (self.left, 0, 0, 0))
-        y = self.conv(padded[..., : x.shape[3] + self.columns - 1]) + self.link(pre) + bias
+        y = self.conv(padded[..., : x.shape[3] + self.columns - 1]) + self.link(pre) + self.bias(s)
         return self.out(gate(y))
 
     def at(self, window: Tensor, rest: Tensor) -> Tensor:
@@ -100,7 +100,16 @@ class Layer(nn.Module):
     def forward(self, v: Tensor, x: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Return the stacks' next values for a condition [B,S,h,w] or [B,S,1,1]."""
         pre = self.vertical(v, self.vertical.bias(s))
-        return gate(pre), self.horizontal(x, pre, self.branch.bias(s))
+        return gate(pre), self.horizontal(x, pre, s)
+
+
+class Zero(nn.Conv2d):
+    """A convolution that begins as zero."""
+
+    def __init__(self, n_in: int, n_out: int, kernel: int) -> None:
+        super().__init__(n_in, n_out, kernel)
+        for p in self.parameters():
+            nn.init.zeros_(p)
 
 
 class PixelCnn(nn.Module):
@@ -129,9 +138,7 @@ class PixelCnn(nn.Module):
         self.embed = nn.Embedding(self.vocab_size, width)
         self.condition = Condition(config, self.rows, self.columns)
         self.layers = nn.ModuleList(Layer(width, width, config.kernel, i == 0) for i in range(config.layers))
-        last = nn.Conv2d(config.head, self.vocab_size, 1)
-        for p in last.parameters():  # every code equally likely: the first loss is ln K
-            nn.init.zeros_(p)
+        last = Zero(config.head, self.vocab_size, 1)  # every code equally likely: the first loss is ln K
         self.head = nn.Sequential(nn.ReLU(), nn.Conv2d(width, config.head, 1), nn.ReLU(), last)
 
     def logits(self, codes: Tensor, cond: Cond) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.interfaces import Batch, Cond, Prediction
+from zoo.nn.residual import Residual
 from zoo.nn.sampling import check_guidance, check_prefix, check_sampling, draw
 from zoo.parts import Facts, Grid
 from zoo.rng import Rng
@@ -213,6 +214,28 @@ class HiddenState(Bigram):
 class Unguarded(Bigram):
     def __init__(self, config: Config) -> None:
         super().__init__(attrs.evolve(config, cond_drop=0.5))
+
+
+class Refined(Bigram):
+    """A right prior with a residual branch."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.refine = Residual(nn.Linear(config.vocab_size, config.vocab_size))
+
+    def logits(self, codes: Tensor, cond: Cond) -> Tensor:
+        return self.refine(super().logits(codes, cond))
+
+
+class UsedOutside(Refined):
+    def logits(self, codes: Tensor, cond: Cond) -> Tensor:
+        return super().logits(codes, cond) + self.refine.branch.bias
+
+
+class PastItsArguments(Refined):
+    def logits(self, codes: Tensor, cond: Cond) -> Tensor:
+        self.refine.branch.register_forward_pre_hook(lambda _, given: (given[0] + self.table.weight.sum(0),))
+        return super().logits(codes, cond)
 
 
 class MaskIsZero(Bigram):

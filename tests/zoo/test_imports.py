@@ -56,14 +56,16 @@ def test_a_plugin_knows_no_other_and_never_calls_the_registry(path: Path) -> Non
     found = set(imports(path))
     assert not [m for m in found if m.startswith("zoo_") and not within(m, {own})]
     upward = {f"zoo.{m}" for m in ("registry", "construct", "resolution", "runs", "plugins", "catalogue", "cli",
-                                   "commands", "train", "generators", "testing")}  # fmt: skip
+                                   "commands", "generators", "testing")}  # fmt: skip
+    if own != "zoo_deepspeed":  # an engine works inside the trainer
+        upward.add("zoo.train")
     assert not [m for m in found if within(m, upward)]
 
 
 LOWER = {"errors", "parts", "specs", "interfaces", "hookspecs", "rng", "files", "fetching", "weights", "pickles",
-         "systems", "nn", "data", "config", "plugins", "catalogue", "builtin"}  # fmt: skip
+         "cost", "systems", "nn", "data", "config", "plugins", "catalogue", "builtin"}  # fmt: skip
 UPPER = {"zoo.registry", "zoo.construct", "zoo.runs", "zoo.resolution", "zoo.generators", "zoo.train", "zoo.cli",
-         "zoo.front", "zoo.commands", "zoo.testing"}  # fmt: skip
+         "zoo.front", "zoo.commands", "zoo.testing", "zoo.planning"}  # fmt: skip
 
 
 @pytest.mark.parametrize("path", CORE, ids=lambda p: name_of(p))

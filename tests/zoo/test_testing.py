@@ -29,6 +29,8 @@ from faulty_parts import (
     NotFinite,
     OneTooMany,
     OtherGrid,
+    PastItsArguments,
+    Refined,
     SeesPadding,
     Shouting,
     Summed,
@@ -37,6 +39,7 @@ from faulty_parts import (
     Tied,
     TooBright,
     Undroppable,
+    UsedOutside,
     WrongCache,
     case,
 )
@@ -51,6 +54,7 @@ def test_a_right_part_passes_every_check() -> None:
     for check in behaviours("prior"):
         check(case("prior", Bigram))
         check(case("prior", Bigram, Config(cond_drop=0.0)))
+    losses.loss_trains_with_scaled_branches(case("prior", Refined))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +76,8 @@ def test_a_right_part_passes_every_check() -> None:
         (NotFinite, losses.loss_is_a_finite_scalar, "inf"),
         (Attached, losses.loss_is_a_finite_scalar, "'also' carries a gradient"),
         (Half, losses.loss_is_finite_in_bfloat16, "float32"),
+        (UsedOutside, losses.loss_trains_with_scaled_branches, "'refine.branch.bias' is"),
+        (PastItsArguments, losses.loss_trains_with_scaled_branches, "'table.weight' is"),
         (Tied, modules.parameters_belong_to_one_module, "are one parameter"),
         (HiddenState, modules.state_survives_saving, "some state is lost"),
         (MaskIsZero, priors.masked_codes_are_hidden, "read as code 0"),

@@ -12,7 +12,7 @@ import click
 from zoo import front
 from zoo.errors import UnknownName
 
-BENCHES = {"dalle": "zoo.bench.dalle", "vq": "zoo.bench.vq"}
+BENCHES = {"dalle": "zoo.bench.dalle", "resblock": "zoo.bench.resblock", "vq": "zoo.bench.vq"}
 """Name -> module with `rows() -> list[Row]`."""
 
 
@@ -21,10 +21,10 @@ BENCHES = {"dalle": "zoo.bench.dalle", "vq": "zoo.bench.vq"}
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {name, ours, peer, ratio, unit, sizes}.")
 def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
-    """Run the benchmarks NAME (all of them if none is named): dalle, vq.
+    """Run the benchmarks NAME (all of them if none is named): dalle, resblock, vq.
 
     Ours and the peer run in turn in one process; figures are medians, and the ratio is taken pair by pair. Use a
-    machine with nothing else running.
+    machine with nothing else running. (resblock compares what trainings end at.)
     """
     import torch
 

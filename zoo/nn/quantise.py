@@ -99,6 +99,7 @@ class GradientCodes(nn.Module):
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
+        self.shape = count, width
         self.weight = nn.Parameter(uniform_codes(count, width))
         self.register_buffer("shift", torch.zeros(count, width))
 
@@ -131,6 +132,7 @@ class EmaCodes(nn.Module):
 
     def __init__(self, count: int, width: int) -> None:
         super().__init__()
+        self.shape = count, width
         self.register_buffer("vectors", uniform_codes(count, width))
         self.register_buffer("sums", torch.zeros(count, width))
 
@@ -182,7 +184,7 @@ class VectorQuantiser(nn.Module):
         revive_below: float = 0.03,
     ) -> None:
         super().__init__()
-        self.vocab_size, self.width = codes().shape
+        self.vocab_size, self.width = codes.shape
         self.codes = codes
         self.beta, self.decay, self.revive_below = beta, decay, revive_below
         self._estimate = ESTIMATORS[estimator]

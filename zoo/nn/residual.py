@@ -8,6 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from zoo.nn.scaled import scaled
+
 
 class Residual(nn.Module):
     """`(x, *extra) -> skip(x) + gain * branch(x, *extra)`.
@@ -24,15 +26,22 @@ class Residual(nn.Module):
         self.skip = skip
         self.gain = gain
         self.checkpointed = False
+        self.grad_scale: Tensor | None = None
+        """Gradient scale with which training runs the branch in fp16, see `zoo.nn.scaled`; None: it runs as it is."""
 
     def forward(self, x: Tensor, *extra: Any) -> Tensor:
         identity = x if self.skip is None else self.skip(x)
+        if self.grad_scale is not None and self.training:
+            y = scaled(self._run, self.grad_scale, x, *extra)
+        else:
+            y = self._run(x, *extra)
+        return identity + (y if self.gain == 1.0 else self.gain * y)
+
+    def _run(self, x: Tensor, *extra: Any) -> Tensor:
         if self.checkpointed and self.training:
             # No part uses torch's global random state, so there is none to restore.
-            y = checkpoint(self.branch, x, *extra, use_reentrant=False, preserve_rng_state=False)
-        else:
-            y = self.branch(x, *extra)
-        return identity + (y if self.gain == 1.0 else self.gain * y)
+            return checkpoint(self.branch, x, *extra, use_reentrant=False, preserve_rng_state=False)
+        return self.branch(x, *extra)
 
 
 def residuals(module: nn.Module) -> Iterator[tuple[str, Residual]]:
@@ -40,6 +49,15 @@ def residuals(module: nn.Module) -> Iterator[tuple[str, Residual]]:
     for name, child in module.named_modules():
         if isinstance(child, Residual):
             yield name, child
+
+
+def outer_residuals(module: nn.Module) -> Iterator[tuple[str, Residual]]:
+    """Yield (name, block) of every residual sum that is not part of another's branch, in order of construction."""
+    branch = None
+    for name, block in residuals(module):
+        if branch is None or not f"{name}.".startswith(f"{branch}."):
+            branch = f"{name}.branch".lstrip(".")
+            yield name, block
 
 
 def checkpoint_branches(module: nn.Module, on: bool = True) -> None:

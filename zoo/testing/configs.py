@@ -78,10 +78,41 @@ def card_counts_the_parameters(card: Card) -> None:
         need(not real, f"{role} of '{card.name}' allocates {real[:3]} on the meta device")
 
 
+def planned_parameters_are_the_built_ones(card: Card) -> None:
+    """`config.cost(batch)` names every parameter of the part in order, with its shape and the block it belongs to."""
+    from torch import nn
+
+    from zoo.construct import construct
+    from zoo.nn.residual import residuals
+
+    if card.kind == "generator":
+        return  # its parts have cards of their own
+    node, config = resolve_tree(card.name)
+    need(hasattr(config, "cost"), f"the config of '{card.name}' has no cost(batch); see zoo.cost")
+    part = construct(node, config, device="meta").parts[card.kind]
+    blocks: dict[str, str] = {}
+    built: dict[str, tuple[int, ...]] = {}
+    if isinstance(part, nn.Module):
+        for name, block in residuals(part):  # inner blocks come after the outer ones that hold them
+            blocks.update({f"{name}.branch.{inner}": name for inner, _ in block.branch.named_parameters()})
+        built = {name: tuple(p.shape) for name, p in part.named_parameters()}
+    cost = config.cost(1)
+    planned = {w.name: w.shape for w in cost.weights}
+    need(len(planned) == len(cost.weights), f"cost() of '{card.name}' names a parameter twice")
+    first = next((name for name in (*built, *planned) if built.get(name) != planned.get(name)), None)
+    need(first is None, f"parameter '{first}' of '{card.name}' is built as {built.get(first or '')} "
+         f"and planned as {planned.get(first or '')}")  # fmt: skip
+    need(list(built) == list(planned), f"cost() of '{card.name}' is not in the order of named_parameters()")
+    for w in cost.weights:
+        owner = blocks.get(w.name)
+        need(w.block == owner, f"'{w.name}' of '{card.name}' is in residual block {owner} and planned in {w.block}")
+
+
 CHECKS = [
     config_is_frozen,
     config_survives_writing,
     resolved_config_survives_writing,
     config_answers_facts,
     card_counts_the_parameters,
+    planned_parameters_are_the_built_ones,
 ]

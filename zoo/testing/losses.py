@@ -7,9 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.interfaces import Losses
+from zoo.nn.residual import outer_residuals
 from zoo.testing.kit import ROWS, Case, close, global_random_state_kept, need
 
 
@@ -85,10 +86,43 @@ def loss_is_finite_in_bfloat16(case: Case, part: Any) -> None:
     need(loss.dtype == torch.float32, f"under bfloat16 autocast the loss is {loss.dtype}; compute it in float32")
 
 
+@_trainable
+def loss_trains_with_scaled_branches(case: Case, part: Any) -> None:
+    """With its residual branches in fp16 under gradient scales, their parameters' gradients carry them, no others do.
+
+    (They do not where a parameter of a branch is used outside of it, or a tensor with a gradient reaches a branch
+    past its arguments, in a container or closure.)
+    """
+    blocks = dict(outer_residuals(part)) if isinstance(part, nn.Module) else {}
+    if not blocks:
+        return
+    factor = 2.0**5
+    twin = copy.deepcopy(part)
+    plain = _gradients(case, part)
+    carry = set()
+    for _, block in outer_residuals(twin):
+        block.grad_scale = torch.tensor(factor)
+        carry |= {id(p) for p in block.branch.parameters()}
+    largest = max(g.norm() for g in plain.values())
+    scaled = _gradients(case, twin)
+    for name, p in twin.named_parameters():
+        if name in plain and plain[name].norm() > 1e-3 * largest:
+            ratio = float(scaled[name].norm() / plain[name].norm())
+            right = factor if id(p) in carry else 1.0
+            need(0.75 < ratio / right < 1.33, f"with scaled residual branches the gradient of '{name}' is {ratio:.3g} "
+                 f"times the plain one, not {right:g}: is it used outside of its branch?")  # fmt: skip
+
+
+def _gradients(case: Case, part: nn.Module) -> dict[str, Tensor]:
+    _loss(case, part, slice(0, ROWS // 2))["loss"].backward()  # fp16 is slow on most CPUs
+    return {name: p.grad for name, p in part.named_parameters() if p.grad is not None}
+
+
 CHECKS = [
     loss_is_a_finite_scalar,
     loss_has_a_gradient,
     loss_draws_from_its_rng_alone,
     loss_is_a_mean_over_samples,
     loss_is_finite_in_bfloat16,
+    loss_trains_with_scaled_branches,
 ]

@@ -56,7 +56,8 @@ def names_are_well_formed(plugin: str) -> None:
     builtin = plugins.installed().origins[plugin].distribution == "image-zoo"
     for card in cards(plugin):
         vendor, slash, name = card.name.rpartition("/")
-        kebab = all(word.isalnum() and word == word.lower() for word in name.split("-"))
+        words = name.replace(".", "").split("-")  # a size may have a point: dalle-5.6b
+        kebab = all(word.isalnum() and word == word.lower() for word in words)
         need(kebab, f"'{card.name}' is not lower-case kebab")
         need(builtin or (slash and vendor), f"'{card.name}' needs its vendor's name: 'vendor/{card.name}'")
 

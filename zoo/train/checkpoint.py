@@ -22,6 +22,8 @@ from typing import Any
 
 import attrs
 
+from zoo.train.world import Processes, first
+
 log = logging.getLogger("zoo.train")
 
 MANIFEST = "manifest.json"
@@ -49,35 +51,34 @@ class Checkpoints:
         """Return the folder of the checkpoint after `step` updates."""
         return self.folder / f"step-{step:08d}"
 
-    def save(self, step: int, write: Callable[[Path], None], facts: Mapping[str, Any], world: Any) -> None:
+    def save(self, step: int, write: Callable[[Path], None], facts: Mapping[str, Any], world: Processes) -> None:
         """Write a checkpoint; every process calls this, and each `write`s its own files into the folder given.
 
-        Afterwards all but the newest `keep` whole ones are removed.
+        The processes see one folder: their disk is shared. Afterwards all but the newest `keep` whole ones are
+        removed. When this returns, on any process, the checkpoint is there.
         """
         final = self.place(step)
-        if not torn(final):  # a run stopped right after resuming
-            return
         beside = self.folder / f".writing-{final.name}"
-        if world.rank == 0:
-            shutil.rmtree(beside, ignore_errors=True)
-            beside.mkdir(parents=True)
-        world.barrier()
+        if first(world, lambda: not torn(final)):  # a run stopped right after resuming
+            return
+        first(world, lambda: _empty(beside))
         write(beside)
         world.barrier()
-        if world.rank == 0:
-            self._publish(beside, final, {"step": step, "facts": dict(facts)})
-            self._prune(final)
+        mine = sorted(beside.iterdir())[world.rank :: world.size]  # hashing is shared out, whoever wrote a file
+        measured = world.gather({path.name: _measure(path) for path in mine})
+        files = {name: measure for part in measured for name, measure in sorted(part.items())}
+        first(world, lambda: self._publish(beside, final, {"step": step, "facts": dict(facts), "files": files}))
 
-    def _publish(self, beside: Path, final: Path, head: dict[str, Any]) -> None:
-        files = {path.name: _measure(path) for path in sorted(beside.iterdir())}
+    def _publish(self, beside: Path, final: Path, said: dict[str, Any]) -> None:
         manifest = beside / MANIFEST
-        manifest.write_text(json.dumps({**head, "files": files}, indent=1))
+        manifest.write_text(json.dumps(said, indent=1))
         _sync(manifest)
         _sync(beside)
         if final.exists():  # torn, as `save` has seen
             _remove(final)
         os.rename(beside, final)
         _sync(self.folder)
+        self._prune(final)
 
     def _prune(self, newest: Path) -> None:
         """Remove what is neither the newest nor one of the `keep` - 1 before it."""
@@ -118,6 +119,12 @@ def torn(folder: Path, *, deep: bool = True) -> str:
         if deep and _digest(path) != digest:
             return f"{name} is damaged"
     return ""
+
+
+def _empty(folder: Path) -> None:
+    """Make the folder, without what a killed save may have left in it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
 
 
 def _measure(path: Path) -> tuple[int, str]:

@@ -6,6 +6,7 @@ the `Engine` interface alone, so that a plugin's engine (sharded, distributed) t
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -14,33 +15,23 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import attrs
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from zoo.errors import BadRun, ConfigError
+from zoo.errors import ConfigError
 from zoo.interfaces import Batch, Grad, Losses
 from zoo.nn.residual import residuals
 from zoo.parts import Recipe
 from zoo.rng import Rng
-from zoo.train import optim
+from zoo.train import optim, resblock
 from zoo.train.ema import Ema
+from zoo.train.shards import MOMENTS, Shards, whole, write
 from zoo.train.stage import Stage
-from zoo.weights import load_tensors, save_tensors
+from zoo.train.world import World
+from zoo.weights import Lazy
 
 log = logging.getLogger("zoo.train")
-
-
-@attrs.frozen
-class World:
-    """The processes of a run; here, one."""
-
-    rank: int = 0
-    size: int = 1
-
-    def barrier(self) -> None:
-        """Wait until every process is here."""
 
 
 def check(options: Any) -> None:
@@ -51,10 +42,10 @@ def check(options: Any) -> None:
     """
     if options.zero is not None:
         raise ConfigError("--zero shards a model, which engine 'torch' cannot: add --engine deepspeed")
-    if options.precision not in ("fp32", "bf16"):
+    if options.precision == "fp16":
         raise ConfigError(
-            f"--precision {options.precision} scales gradients, which engine 'torch' cannot: "
-            "add --engine deepspeed, or use fp32 or bf16"
+            "--precision fp16 scales the loss, which engine 'torch' does not: "
+            "add --engine deepspeed, or use fp32, bf16 or resblock"
         )
     if options.reducer is not None:
         raise ConfigError(f"--reducer {options.reducer} works between processes, and engine 'torch' runs one")
@@ -64,7 +55,7 @@ def check(options: Any) -> None:
 
 
 class TorchEngine:
-    """One process, fp32 weights; with "bf16" the forward is autocast and the weights stay fp32.
+    """One process, fp32 weights. "bf16": the forward is autocast. "resblock": the residual branches run in fp16.
 
     Args:
         options: `TrainOptions`, of which this engine reads `precision`.
@@ -80,6 +71,7 @@ class TorchEngine:
         self.device = torch.device(device if device is not None else default)
         self.world = World()
         self._bf16 = options.precision == "bf16"
+        self._resblock = options.precision == "resblock"
 
     def building(self) -> AbstractContextManager[Any]:
         """Return the context in which trained parts are constructed: nothing special here."""
@@ -89,10 +81,13 @@ class TorchEngine:
         """Take the stage and make its optimiser; weights already in the stage are where training starts.
 
         Raises:
-            ConfigError: the recipe accumulates gradients of a part whose loss needs the whole batch.
+            ConfigError: the recipe accumulates gradients of a part whose loss needs the whole batch, or the precision
+                is "resblock" and no part has a residual branch.
         """
         refuse_accumulation(stage, recipe)
         self.stage, self.recipe, self.steps = stage.to(self.device).train(), recipe, steps
+        resblock.detach(stage)
+        self.scales = resblock.Scales(stage) if self._resblock else None
         self._weights = optim.parameters(stage)
         self._names = {id(p): name for name, p in self._weights.items()}
         self._blocks = block_names(stage)
@@ -136,18 +131,31 @@ class TorchEngine:
         """Update the weights, or skip the update when a loss or a gradient is not finite.
 
         Returns:
-            "lr", "grad_norm" (before clipping), and "skipped", 1.0 when nothing was changed, else 0.0.
+            "lr", "grad_norm" (before clipping), and "skipped", 1.0 when nothing was changed, else 0.0; in resblock
+            precision the scales too, and "settling", 1.0 where a skip is an overflow that a falling scale will end.
         """
+        bad = self.scales.unscale(self.gradients()) if self.scales is not None else None
         grads = [grad.tensor for grad in self.gradients()]
         norm = get_total_norm(grads) if grads else torch.zeros((), device=self.device)
         lr = optim.rate(self.recipe, self._step, self.steps)
         finite = bool(self._finite & torch.isfinite(norm))
+        made = {"lr": lr, "grad_norm": float(norm), "skipped": 0.0 if finite else 1.0}
+        if bad is not None:
+            made |= self._rescale(bad, finite)
         if finite:
             self._update(norm, lr)
         else:
-            self._skip()
+            self._skip(quietly="settling" in made)
         self._begin()
-        return {"lr": lr, "grad_norm": float(norm), "skipped": 0.0 if finite else 1.0}
+        return made
+
+    def _rescale(self, bad: Tensor, finite: bool) -> dict[str, float]:
+        """Move the gradient scales by what overflowed; return them for the curves."""
+        assert self.scales is not None
+        settling = not finite and bool(self._finite) and self.scales.can_fall(bad)
+        for name in self.scales.update(bad, made=finite):
+            log.info("%s: a gradient overflowed; its scale falls to 2^%.3f", name, self.scales.log2()[name])
+        return {**self.scales.row(), **({"settling": 1.0} if settling else {})}
 
     def _update(self, norm: Tensor, lr: float) -> None:
         self._updates += 1
@@ -161,10 +169,12 @@ class TorchEngine:
         if self._ema is not None:
             self._ema.update(self._updates)
 
-    def _skip(self) -> None:
+    def _skip(self, *, quietly: bool) -> None:
         """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
         for name, x in self._state_buffers():
             x.copy_((self._buffers or {}).get(name, x))
+        if quietly:
+            return
         bad = [grad for grad in self.gradients() if not torch.isfinite(grad.tensor).all()]
         if bad:
             where = sorted({grad.block or grad.name for grad in bad})
@@ -180,32 +190,48 @@ class TorchEngine:
         """Return a context in which the trained parts hold the averaged weights, where there is an average."""
         return nullcontext() if self._ema is None else self._ema.swapped()
 
+    def weights(self) -> dict[str, Lazy]:
+        """Return the stage's tensors as they are to be kept: the average in the weights' place, where there is one."""
+        average = self._ema.average if self._ema is not None else {}
+        own = self.stage.state_dict()
+
+        def fetch(name: str) -> Tensor:
+            return average.get(name, own[name]).to(own[name].dtype)
+
+        return {name: Lazy(tuple(x.shape), x.dtype, functools.partial(fetch, name)) for name, x in own.items()}
+
     def save(self, folder: Path) -> None:
-        """Write all that training needs to go on: weights and buffers, optimiser, average, number of updates."""
-        save_tensors(folder / "model.safetensors", self.stage.state_dict())
+        """Write all that training needs to go on: weights and buffers, optimiser, average, scales, updates."""
+        tensors = {f"weights:{name}": x for name, x in self.stage.state_dict().items()}
         if self._optimizer is not None:
             state = optim.state_tensors(self._optimizer, self._names)
-            save_tensors(folder / "optimizer.safetensors", state)
+            tensors |= {key: x for key, x in state.items() if key.partition(":")[0] in MOMENTS}
         if self._ema is not None:
-            save_tensors(folder / "average.safetensors", self._ema.average)
-        (folder / "engine.json").write_text(json.dumps({"engine": "torch", "updates": self._updates}))
+            tensors |= {f"average:{name}": x for name, x in self._ema.average.items()}
+        write(folder, 0, 1, {key: whole(x) for key, x in tensors.items()})
+        said: dict[str, Any] = {"engine": "torch", "updates": self._updates}
+        if self.scales is not None:
+            said["scales"] = self.scales.state_dict()
+        (folder / "engine.json").write_text(json.dumps(said))
 
     def load(self, folder: Path) -> None:
-        """Go on from what `save` wrote.
+        """Go on from what `save` of any engine wrote.
 
         Raises:
-            BadRun: another engine wrote the folder.
+            BadRun: it is of another model or recipe.
         """
         said = json.loads((folder / "engine.json").read_text())
-        if said.get("engine") != "torch":
-            raise BadRun(f"{folder}: written by engine '{said.get('engine')}'; resume with --engine {said['engine']}")
-        self.stage.load_state_dict(load_tensors(folder / "model.safetensors")[0])
-        if self._optimizer is not None:
-            state, _ = load_tensors(folder / "optimizer.safetensors")
-            optim.load_state_tensors(self._optimizer, state, self._names)
-        if self._ema is not None:
-            self._ema.load(load_tensors(folder / "average.safetensors")[0])
         self._updates = said["updates"]
+        with Shards(folder) as found:
+            self.stage.load_state_dict({name: found.tensor(name) for name in self.stage.state_dict()})
+            if self._optimizer is not None and self._updates:
+                state = {f"{kind}:{name}": found.tensor(name, kind) for name in self._weights for kind in MOMENTS}
+                state |= {f"step:{name}": torch.tensor(float(self._updates)) for name in self._weights}
+                optim.load_state_tensors(self._optimizer, state, self._names)
+            if self._ema is not None:
+                self._ema.load({name: found.tensor(name, "average") for name in self._weights})
+        if self.scales is not None:
+            self.scales.load_state_dict(said["scales"])
         self._begin()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from zoo.config import plain
 from zoo.errors import BadRun
-from zoo.train.checkpoint import Checkpoint
+
+if TYPE_CHECKING:
+    from zoo.train.checkpoint import Checkpoint
 
 
 def facts(**said: Any) -> dict[str, Any]:

@@ -27,6 +27,8 @@ class Feed:
         length: rows of the data.
         batch: samples of the global batch.
         world: has `rank` and `size`.
+        pieces: micro-batches. The global batch is cut into them first and then among the processes, so that a
+            micro-batch is made of the same samples whatever the number of processes.
     """
 
     read: Callable[..., Batch]
@@ -34,19 +36,22 @@ class Feed:
     batch: int
     seed: int
     world: Any
+    pieces: int = 1
     ahead: int = 0
     """Batches read ahead in a thread; 0: each is read when it is asked for. For training on a CPU 0 is faster: a second
     thread that computes has torch share out the cores twice, which takes a quarter to a half longer for an update."""
 
     @property
-    def positions(self) -> range:
-        """Places in the global batch of the samples this process reads."""
-        share = self.batch // self.world.size
-        return range(self.world.rank * share, (self.world.rank + 1) * share)
+    def positions(self) -> list[int]:
+        """Places in the global batch of the samples this process reads, one micro-batch after the other."""
+        piece = self.batch // self.pieces
+        share = piece // self.world.size
+        starts = [i * piece + self.world.rank * share for i in range(self.pieces)]
+        return [place for start in starts for place in range(start, start + share)]
 
     def rng(self, step: int) -> Rng:
         """Return the random numbers of this process's samples of update `step`."""
-        return Rng(self.seed, list(self.positions), step=step)
+        return Rng(self.seed, self.positions, step=step)
 
     def at(self, step: int) -> Batch:
         """Return this process's batch of update `step`."""

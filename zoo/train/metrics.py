@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-NOT_CURVES = frozenset({"part", "step", "seconds", "skipped"})
+NOT_CURVES = frozenset({"part", "step", "seconds", "skipped", "settling"})
+
+SCALE = "scale/"
+"""Begins the names of gradient scales, which are drawn in one picture of their own."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -31,13 +34,17 @@ class Metrics:
         part: name of the stage.
         start: updates done already; rows of this part beyond it, left by a killed run, are dropped, so that no step
             is listed twice.
+        writes: False on all processes of a run but one: nothing is written.
     """
 
-    def __init__(self, folder: Path, part: str, start: int) -> None:
+    def __init__(self, folder: Path, part: str, start: int, *, writes: bool = True) -> None:
         self.path, self.part = folder / "metrics.jsonl", part
-        self._truncate(start)
-        self._file = self.path.open("a", encoding="utf-8", buffering=1)
-        self._board = _board(folder / "tensorboard" / part, start)
+        self._file: TextIO | None = None
+        self._board: Any = None
+        if writes:
+            self._truncate(start)
+            self._file = self.path.open("a", encoding="utf-8", buffering=1)
+            self._board = _board(folder / "tensorboard" / part, start)
 
     def _truncate(self, start: int) -> None:
         if not self.path.exists():
@@ -51,7 +58,8 @@ class Metrics:
         """Write the row of update `step` (counted from 1) and return it; what is not finite is written as null."""
         numbers = {name: x if math.isfinite(x) else None for name, x in values.items()}
         row = {"part": self.part, "step": step, **numbers}
-        self._file.write(json.dumps(row, allow_nan=False) + "\n")
+        if self._file is not None:
+            self._file.write(json.dumps(row, allow_nan=False) + "\n")
         if self._board is not None:
             for name, x in numbers.items():
                 if x is not None:
@@ -60,7 +68,8 @@ class Metrics:
 
     def close(self) -> None:
         """Bring everything to the disk."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
         if self._board is not None:
             self._board.close()
 
@@ -85,7 +94,9 @@ def draw_curves(folder: Path, part: str) -> Path | None:
     except ImportError:
         return None
     rows = [row for row in read_rows(folder / "metrics.jsonl") if row.get("part") == part]
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in NOT_CURVES))
+    found = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in NOT_CURVES]
+    names = [name for name in found if not name.startswith(SCALE)]
+    draw_scales(rows, [name for name in found if name.startswith(SCALE)], folder / f"scales-{part}.png")
     if not rows or not names:
         return None
     columns = min(3, len(names))
@@ -100,7 +111,37 @@ def draw_curves(folder: Path, part: str) -> Path | None:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     figure.suptitle(f"{part}, over updates", fontsize=10)
-    path = folder / f"curves-{part}.png"
+    return _save(figure, folder / f"curves-{part}.png")
+
+
+def draw_scales(rows: Sequence[Mapping[str, Any]], names: Sequence[str], path: Path) -> Path | None:
+    """Draw log2 of every block's gradient scale over updates, the first block darkest violet, the last yellow.
+
+    As in A. Ramesh et al.: Zero-Shot Text-to-Image Generation, arXiv:2102.12092, appendix D. Returns None without a
+    picture where there are no scales. Needs matplotlib.
+    """
+    if not names:
+        return None
+    from matplotlib import colormaps
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    for i, name in enumerate(names):
+        points = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+        axes.plot(*zip(*points, strict=True), linewidth=0.8, color=colormaps["plasma"](i / max(1, len(names) - 1)))
+    axes.set_xlabel("updates", fontsize=9)
+    axes.set_ylabel("log2 of the gradient scale", fontsize=9)
+    axes.set_title(f"{len(names)} blocks, from the first (violet) to the last (yellow)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(alpha=0.3)
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Write a picture that appears whole."""
     beside = path.with_name(f".{path.name}")
     figure.savefig(beside, format="png", dpi=100)
     os.replace(beside, path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +14,19 @@ from torch import nn
 
 from zoo import plugins, registry
 from zoo.errors import NotReady, PartMismatch, ZooError
+from zoo.nn.residual import checkpoint_branches
 from zoo.parts import Recipe
-from zoo.runs import RunFolder, load_part
+from zoo.runs import RunFolder
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.facts import check, facts
 from zoo.train.feed import AHEAD, Feed, check_shares
 from zoo.train.loop import Job, train
 from zoo.train.metrics import Metrics
 from zoo.train.options import TrainOptions
-from zoo.train.stage import Stage, fitted_roles, recipe_of, trained_roles
+from zoo.train.stage import Stage, fitted_roles, key_of, recipe_of, trained_roles
 from zoo.train.store import open_store
+from zoo.train.world import agree, first
+from zoo.weights import file_order
 
 log = logging.getLogger("zoo.train")
 
@@ -75,11 +79,13 @@ def train_stage(setting: Setting, part: str) -> None:
     _fit(setting, part, data)
     prints = _frozen_prints(setting, part)
     stage = Stage(generator, part)
+    checkpoint_branches(stage, options.recompute)
     engine.prepare(stage, recipe, steps=recipe.steps)
     for role in generator.reads(part):
         if isinstance(generator.parts[role], nn.Module):
             generator.parts[role].to(engine.device)
     job = _job(setting, stage, recipe, data, prints)
+    agree(engine.world, {"stage": part, **job.facts})
     train(job, _resume(job) if options.resume else 0)
     _finish(setting, stage, recipe, prints)
 
@@ -89,8 +95,9 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
     parts = {role: setting.generator.parts[role] for role in stage.roles}
     samples = recipe.steps * recipe.batch
     store = open_store(
-        setting.folder.path / "store", setting.generator, part, data, prints, samples=samples, device=engine.device
-    )
+        setting.folder.path / "store", setting.generator, part, data, prints,
+        samples=samples, device=engine.device, world=engine.world,
+    )  # fmt: skip
     source = data if store is None else store
     feed = Feed(
         read=source.read,
@@ -98,6 +105,7 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
         batch=recipe.batch,
         seed=setting.seed,
         world=engine.world,
+        pieces=recipe.accumulate,
         ahead=0 if engine.device.type == "cpu" else AHEAD,
     )
     return Job(
@@ -126,7 +134,7 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
 
 def _resume(job: Job) -> int:
     """Load the newest whole checkpoint into the engine; return the updates it has behind it, 0 without one."""
-    found = job.checkpoints.newest()
+    found = first(job.engine.world, job.checkpoints.newest)
     if found is None:
         return 0
     check(found, job.facts, f"{job.folder}: the checkpoint of '{job.stage.part}'")
@@ -179,14 +187,22 @@ def _fit(setting: Setting, part: str, data: Any) -> None:
         if generator.ready[role] or role in trained_roles(generator, part):
             continue
         log.info("%s: fitting on %s", role, setting.data)
-        began = time.perf_counter()
-        generator.parts[role].fit(data, seed=setting.seed)
+        world, module = setting.engine.world, generator.parts[role]
+        state = first(world, partial(_fit_one, setting, role, module, data))
+        if world.rank > 0:
+            module.load_state_dict(state)
         generator.mark_ready(role)
-        metrics = Metrics(setting.folder.path, role, 0)
-        metrics.write(1, {"loss": 0.0, "seconds": time.perf_counter() - began})
-        metrics.close()
-        if setting.engine.world.rank == 0:
-            setting.folder.save_part(role, generator.parts[role], trained_on={}, extra={"data": setting.data})
+
+
+def _fit_one(setting: Setting, role: str, module: Any, data: Any) -> Mapping[str, Any]:
+    """Fit a part and write it; return its state, for the other processes."""
+    began = time.perf_counter()
+    module.fit(data, seed=setting.seed)
+    metrics = Metrics(setting.folder.path, role, 0)
+    metrics.write(1, {"loss": 0.0, "seconds": time.perf_counter() - began})
+    metrics.close()
+    setting.folder.save_part(role, module, trained_on={}, extra={"data": setting.data})
+    return module.state_dict() if setting.engine.world.size > 1 else {}
 
 
 def _frozen_prints(setting: Setting, part: str) -> dict[str, str]:
@@ -204,22 +220,30 @@ def _frozen_prints(setting: Setting, part: str) -> dict[str, str]:
                 f"--model {setting.options.model} --part {owner} --out {folder.path}"
             )
         module = generator.parts[role]
-        if not isinstance(module, nn.Module) or not module.state_dict():
-            continue
-        if not folder.finished(role):
-            folder.save_part(role, module, trained_on={}, extra={})
-        prints[role] = folder.fingerprint(role)
+        if isinstance(module, nn.Module) and module.state_dict():
+            prints[role] = first(setting.engine.world, partial(_kept, folder, role, module))
     return prints
+
+
+def _kept(folder: RunFolder, role: str, module: nn.Module) -> str:
+    """Have a part in the run folder; return its fingerprint."""
+    if not folder.finished(role):
+        folder.save_part(role, module, trained_on={}, extra={})
+    return folder.fingerprint(role)
 
 
 def _finish(setting: Setting, stage: Stage, recipe: Recipe, prints: Mapping[str, str]) -> None:
     """Write the trained parts, with the averaged weights where there is an average; they train no more."""
     said = {"steps": recipe.steps, "batch": recipe.batch, "seed": setting.seed, "data": setting.data}
-    stage.eval()
-    with setting.engine.averaged():
-        if setting.engine.world.rank == 0:
-            for role in stage.roles:
-                setting.folder.save_part(role, setting.generator.parts[role], trained_on=dict(prints), extra=said)
+    folder, world, weights = setting.folder, setting.engine.world, setting.engine.weights()
     for role in stage.roles:
-        load_part(setting.folder.part_path(role), setting.generator, role)
-    log.info("%s: done, %s", stage.part, setting.folder.part_path(stage.part))
+        prefix = f"{key_of(role)}."
+        mine = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
+        if world.rank == 0:
+            module = setting.generator.parts[role]
+            folder.save_part(role, module, trained_on=dict(prints), extra=said, tensors=mine)
+        else:
+            for _, tensor in file_order(mine):
+                tensor.fetch()
+    world.barrier()
+    log.info("%s: done, %s", stage.part, folder.part_path(stage.part))

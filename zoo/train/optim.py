@@ -36,6 +36,11 @@ def parameters(stage: nn.Module) -> dict[str, nn.Parameter]:
     return {name: p for name, p in stage.named_parameters() if p.requires_grad}
 
 
+def whole_shape(p: nn.Parameter) -> tuple[int, ...]:
+    """Return the shape of a parameter, of the whole one where it is partitioned (DeepSpeed notes it there)."""
+    return tuple(getattr(p, "ds_shape", p.shape))
+
+
 def groups(stage: Any, recipe: Recipe) -> list[dict[str, Any]]:
     """Return the optimiser's parameter groups.
 
@@ -54,8 +59,8 @@ def groups(stage: Any, recipe: Recipe) -> list[dict[str, Any]]:
             _check_cover(stage, own, theirs)
             special += theirs
         else:
-            decayed += [p for p in own.values() if p.ndim >= 2]
-            plain += [p for p in own.values() if p.ndim < 2]
+            decayed += [p for p in own.values() if len(whole_shape(p)) >= 2]
+            plain += [p for p in own.values() if len(whole_shape(p)) < 2]
     default = [
         {"params": decayed, "weight_decay": recipe.weight_decay},
         {"params": plain, "weight_decay": 0.0},

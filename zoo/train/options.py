@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,13 +39,19 @@ class TrainOptions:
     seed: int | None = None
     """Decides initial weights, order and all random numbers; None: the run's, else 0."""
     engine: str = "auto"
-    """A training engine's name; "auto": torch."""
+    """A training engine's name; "auto": torch for one process, deepspeed under a launcher of several."""
+    engine_config: Path | None = None
+    """The engine's own settings (DeepSpeed's JSON)."""
     zero: int | None = attrs.field(default=None, validator=v.optional(v.in_((0, 1, 2, 3))))
     """ZeRO stage, of an engine that shards."""
     precision: Literal["fp32", "bf16", "fp16", "resblock"] = attrs.field(default="fp32", validator=v.in_(PRECISIONS))
     """Arithmetic of the forward and backward pass."""
+    recompute: bool = False
+    """Recompute residual branches in the backward pass instead of keeping their activations: less memory, more work."""
     reducer: str | None = None
     """A gradient reducer's name, of an engine with several processes."""
+    timeout: float = attrs.field(default=30.0, validator=v.gt(0))
+    """Minutes for which a process waits for the others before it gives up."""
     set: tuple[str, ...] = ()
     """Overrides "prior.depth=2"."""
     resume: bool = False
@@ -68,8 +75,17 @@ class TrainOptions:
 @click.option("--accumulate", type=click.IntRange(1), help="Split the batch into this many, to save memory.")
 @click.option("--seed", type=int, help="Decides everything random. Default: 0.")
 @click.option("--engine", default="auto", show_default=True, help="auto, torch, deepspeed, or a plugin's.")
+@click.option(
+    "--deepspeed-config",
+    "--deepspeed_config",
+    "engine_config",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Your own DeepSpeed JSON; it may not contradict the flags.",
+)
 @click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage (engine deepspeed).")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option("--recompute", is_flag=True, help="Recompute residual branches in the backward pass: less memory.")
 @click.option("--reducer", help="Gradient reducer between machines, such as powersgd.")
 @click.option("--set", "set", multiple=True, metavar="FIELD=VALUE", help="Change a field: --set prior.depth=2.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint.")
@@ -77,6 +93,13 @@ class TrainOptions:
 @click.option("--save-every", type=click.IntRange(1), help="Updates between checkpoints.")
 @click.option("--sample-every", type=click.IntRange(0), help="Updates between sample pictures; 0: none.")
 @click.option("--keep", type=click.IntRange(1), default=2, show_default=True, help="Checkpoints kept of each part.")
+@click.option(
+    "--timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=30.0,
+    show_default=True,
+    help="Minutes to wait for other processes.",
+)
 @click.option("--local_rank", "--local-rank", "local_rank", type=int, hidden=True, help="Given by launchers; unused.")
 def command(local_rank: int | None, **given: Any) -> None:
     """Train a model, or one part of it, into a run folder.
@@ -90,9 +113,10 @@ def command(local_rank: int | None, **given: Any) -> None:
     Ctrl-C saves a checkpoint and stops. The folder holds metrics.jsonl, curves, samples, checkpoints and the
     finished parts; sample it with: zoo sample runs/e "red heart" --out grid.png. Add --debug for a traceback.
     """
+    from zoo.train.faults import guarded
     from zoo.train.run import run
 
-    run(TrainOptions(**given))
+    guarded(lambda: run(TrainOptions(**given)))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -100,14 +124,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 2 the user's mistake (one line on stderr), 130 Ctrl-C, 143 SIGTERM, 1 a failure.
     """
+    speaks = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s", stream=sys.stderr)
+    code = _main(argv, speaks)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)  # backends that wait for each other on the way out may hang
+    return code
+
+
+def _main(argv: Sequence[str] | None, speaks: bool) -> int:
     from zoo.train.interrupt import Interrupted
     from zoo.train.loop import Diverged
 
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     try:
-        return front.run(command, "train.py", argv)
+        return front.run(command, "train.py", argv, speaks=speaks)
     except Interrupted as stop:
-        print(f"train.py: {stop}, and saved; go on with --resume", file=sys.stderr)
+        if speaks:
+            print(f"train.py: {stop}, and saved; go on with --resume", file=sys.stderr)
         return stop.exit_code
     except Diverged as error:
         print(f"train.py: {error}", file=sys.stderr)

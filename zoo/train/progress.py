@@ -24,10 +24,15 @@ class Progress:
         start: steps done already.
         unit: name of a step.
         batch: samples in a step, for the rate of samples; 0: not shown.
+        quiet: show nothing.
     """
 
-    def __init__(self, title: str, total: int, start: int = 0, *, unit: str = "it", batch: int = 0) -> None:
-        self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, disable=None, dynamic_ncols=True)
+    def __init__(
+        self, title: str, total: int, start: int = 0, *, unit: str = "it", batch: int = 0, quiet: bool = False
+    ) -> None:
+        disable = True if quiet else None  # None: where there is no terminal
+        self._bar = tqdm(total=total, initial=start, desc=title, unit=unit, disable=disable, dynamic_ncols=True)
+        self._quiet = quiet
         self._redirect = None if self._bar.disable else logging_redirect_tqdm([logging.getLogger("zoo")])
         self._title, self._total, self._done, self._batch = title, total, start, batch
         self._began = self._said = time.monotonic()
@@ -55,7 +60,7 @@ class Progress:
         if not self._bar.disable:
             self._bar.set_postfix(said, refresh=False)
             self._bar.update(steps)
-        elif now - self._said >= _QUIET_SECONDS:
+        elif now - self._said >= _QUIET_SECONDS and not self._quiet:
             self._said = now
             numbers = ", ".join(f"{name} {x}" for name, x in said.items())
             left = (self._total - self._done) / max(rate, 1e-9)

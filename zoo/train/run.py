@@ -6,15 +6,21 @@ import logging
 from pathlib import Path
 from typing import Any
 
+import attrs
+
 from zoo import plugins, registry
 from zoo.catalogue import catalogue
+from zoo.config import without_none
 from zoo.errors import BadRun, ConfigError, PartMismatch, UnknownName
-from zoo.resolution import Node, is_run, resolve_tree
-from zoo.runs import RunFolder, load_sources
+from zoo.resolution import Node, dump, is_run, resolve_tree
+from zoo.runs import RunFolder
 from zoo.specs import locate
 from zoo.train.allocator import keep_freed_memory
+from zoo.train.group import launched
 from zoo.train.one import Setting, Training, checkpoints_of, size_of, train_stage
 from zoo.train.options import TrainOptions
+from zoo.train.stage import trained_roles
+from zoo.train.world import agree, first
 
 log = logging.getLogger("zoo.train")
 
@@ -28,20 +34,20 @@ def run(options: TrainOptions) -> RunFolder:
     """
     keep_freed_memory()
     out = _out(options)
+    engine = make_engine(options)  # here the processes meet, so that what follows is said once
     node, config, seed, data = _resolve(options, out)
-    engine = make_engine(options)
-    generator = registry.build_system(node, config, seed=seed, trained=_roots(node), building=engine.building())
-    stages = _check_part(generator, options)
-    folder = RunFolder.create(out, node, config, seed=seed, data=data)
-    load_sources(node, generator)
-    folder.load_parts(generator)
+    agree(engine.world, {"options": options, "config": without_none(dump(config, node)), "seed": seed, "data": data})
+    outline = registry.build_system(node, config, seed=seed, device="meta")
+    stages = _check_part(outline, options)
+    first(engine.world, lambda: RunFolder.create(out, node, config, seed=seed, data=data) and None)
+    folder = RunFolder(out)
     setting = Setting(
-        options=options, folder=folder, generator=generator, config=config, engine=engine, seed=seed, data=data,
+        options=options, folder=folder, generator=outline, config=config, engine=engine, seed=seed, data=data,
         training=Training(folder.path, config),
     )  # fmt: skip
-    todo = _left(setting, stages)
+    todo = first(engine.world, lambda: _left(setting, stages))
     if todo:
-        _train_all(setting, todo)
+        _train_all(setting, node, todo)
     return folder
 
 
@@ -52,9 +58,9 @@ def make_engine(options: TrainOptions) -> Any:
         UnknownName: no such engine is installed.
         ConfigError: the engine cannot do what the options ask.
     """
-    name = "torch" if options.engine == "auto" else options.engine
+    name = ("deepspeed" if launched() else "torch") if options.engine == "auto" else options.engine
     if options.reducer is not None:
-        registry.reducer(options.reducer)
+        registry.reducer_config(options.reducer)
     try:
         spec = registry.engine(name)
     except UnknownName as error:
@@ -88,11 +94,6 @@ def _resolve(options: TrainOptions, out: Path) -> tuple[Node, Any, int, str]:
 def _card(model: str) -> str:
     """Return the card's own name, or that of a run folder."""
     return RunFolder(model).card if is_run(model) else catalogue().get(model).name
-
-
-def _roots(node: Node) -> tuple[str, ...]:
-    """Return the roles that may be trained: those that stand directly in the system."""
-    return tuple(node.children) if node.interface == "generator" else (node.interface,)
 
 
 def _check_part(generator: Any, options: TrainOptions) -> tuple[str, ...]:
@@ -132,14 +133,32 @@ def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
     return left
 
 
-def _train_all(setting: Setting, stages: tuple[str, ...]) -> None:
-    """Train the stages in order, with the hooks around them."""
-    call, training = plugins.installed().call, setting.training
+def _train_all(setting: Setting, node: Node, stages: tuple[str, ...]) -> None:
+    """Train the stages in order, with the hooks around them, which the first process calls."""
+    training = setting.training
+    call = plugins.installed().call if setting.engine.world.rank == 0 else lambda *_, **__: ()
     training.stage = stages[0]
     list(call("zoo_train_start", run=training))
     try:
         for part in stages:
             training.stage = part
-            train_stage(setting, part)
+            train_stage(attrs.evolve(setting, generator=_built(setting, node, part)), part)
     finally:
         list(call("zoo_train_end", run=training))
+
+
+def _built(setting: Setting, node: Node, part: str) -> Any:
+    """Return the system for one stage: the trained parts built by the engine, those read whole, others on meta.
+
+    Built anew for each stage, so that a part that was trained sharded is whole when the next is trained on it.
+    """
+    outline, engine = setting.generator, setting.engine
+    tops = {*outline.stages[part], *outline.reads(part)}
+    used = {role for role in outline.parts if any(f"{role}.".startswith(f"{top}.") for top in tops)}
+    trained = trained_roles(outline, part)
+    generator = registry.build_system(
+        node, setting.config, seed=setting.seed, trained=trained, building=engine.building(), used=used
+    )
+    # What the first process finds: it may have written a part before another looks.
+    setting.folder.load_parts(generator, first(engine.world, lambda: set(filter(setting.folder.finished, used))))
+    return generator

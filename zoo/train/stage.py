@@ -34,7 +34,7 @@ class Stage(nn.Module):
         for role in self.roles:
             module = generator.parts[role]
             if isinstance(module, nn.Module):
-                self.add_module(role.replace(".", "/"), module)
+                self.add_module(key_of(role), module)
         for module in self._frozen():
             module.requires_grad_(False)
 
@@ -54,6 +54,11 @@ class Stage(nn.Module):
     def forward(self, batch: Batch, step: int, rng: Rng) -> Losses:
         """Return the stage's losses on a batch that `generator.encode` has filled."""
         return self.generator.loss(self.part, batch, step=step, rng=rng)
+
+
+def key_of(role: str) -> str:
+    """Return the name of a role's submodule in its stage; a module's name has no dots."""
+    return role.replace(".", "/")
 
 
 def trained_roles(generator: Any, part: str) -> tuple[str, ...]:

@@ -23,12 +23,15 @@ from zoo.files import atomic_text
 from zoo.interfaces import Batch, Dataset
 from zoo.rng import Rng
 from zoo.train.progress import Progress
+from zoo.train.world import Processes, World, first
 from zoo.weights import save_tensors
 
 log = logging.getLogger("zoo.train")
 
 FIELDS = ("codes", "z")
 """What `encode` may fill from pictures and a store may hold."""
+
+WORLD = World()
 
 _CHUNK = 256
 _LARGEST = 2 << 30
@@ -60,7 +63,15 @@ class Store:
 
 
 def open_store(
-    folder: Path, generator: Any, part: str, dataset: Dataset, prints: Mapping[str, str], *, samples: int, device: Any
+    folder: Path,
+    generator: Any,
+    part: str,
+    dataset: Dataset,
+    prints: Mapping[str, str],
+    *,
+    samples: int,
+    device: Any,
+    world: Processes = WORLD,
 ) -> Store | None:
     """Return the store of a stage, computing it where it is not there yet, or None where a store makes no sense.
 
@@ -72,6 +83,7 @@ def open_store(
         prints: fingerprints of the stage's frozen parts, by role.
         samples: samples the stage will read in all: fewer than the data has rows is no reason for a store.
         device: where the frozen parts are.
+        world: the processes; the first computes for all.
     """
     if dataset.stochastic or not prints or samples < len(dataset):
         return None
@@ -85,8 +97,12 @@ def open_store(
         return None  # no smaller than the pictures, or too large for a disk to be handed unasked
     key = _key(dataset, prints, field)
     path = folder / f"{key}.safetensors"
-    if not path.exists() or not path.with_suffix(".json").exists():
-        _compute(path, generator, part, dataset, field, one.dtype, device)
+
+    def fill() -> None:
+        if not path.exists() or not path.with_suffix(".json").exists():
+            _compute(path, generator, part, dataset, field, one.dtype, device)
+
+    first(world, fill)
     return _open(path, field)
 
 

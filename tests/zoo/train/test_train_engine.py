@@ -189,7 +189,6 @@ def test_a_part_without_parameters_goes_through_the_same_loop():
     [
         ({"zero": 2}, "--engine deepspeed"),
         ({"precision": "fp16"}, "--precision fp16"),
-        ({"precision": "resblock"}, "--precision resblock"),
         ({"reducer": "powersgd"}, "--reducer powersgd"),
     ],
 )

@@ -199,7 +199,7 @@ def test_mistakes_are_one_clear_line(tmp_path, changes, error, said):
         (["--model", "dvae-tiny", "--steps", "0"], "--steps"),
         (["--model", "dvae-tiny", "--stepz", "3"], "--steps"),
         (["--model", "dvae-tiny", "--precision", "fp8"], "fp32"),
-        (["--model", "dvae-tiny", "--engine", "deepspeed"], "deepspeed"),
+        (["--model", "dvae-tiny", "--engine", "deepsped"], "deepspeed"),
         (["--model", "dvae-tiny", "--data", "folder:/no/such/place"], "/no/such/place"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import Literal
 import attrs
 from attrs import validators as v
 
+from zoo.cost import Cost, Tally, bound
 from zoo.parts import Facts, Grid, Recipe, Ref
 from zoo.systems import Autoregressive
 
@@ -31,6 +32,17 @@ class Uniform:
     def facts(self, image_size: int) -> Facts:
         """Return nothing: no part depends on a prior."""
         return Facts()
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return both tables, and what a sample's loss keeps: its words, and a log-probability a place and code."""
+        bound(self, "vocab_size", "grids", "text_vocab", "text_length")
+        length, codes = sum(h * w for h, w in self.grids or ()), self.vocab_size or 0
+        t = Tally()
+        t.weight("table", length, codes)
+        t.weight("words", self.text_vocab or 0, codes)
+        t.keep(raw=9 * (self.text_length or 0))
+        t.cross_entropy(length, codes)
+        return t.cost()
 
 
 def uniform() -> Uniform:

@@ -1,0 +1,360 @@
+"""The engine: one process or many, ZeRO stages 0 to 3, on DeepSpeed.
+
+Weights are fp32 at every stage and in every precision, and what is faster in 16 bits is cast in the forward pass, as
+in the core's own engine; so both train alike, norms and heads that a model keeps in fp32 stay so, and DeepSpeed's own
+16-bit optimisers, one of which trains wrongly (README.md), are never used.
+
+The step is ours up to the optimiser: unscale, reduce between machines, one norm and one flag over all processes, clip;
+then DeepSpeed steps, or, made to find an infinity, skips.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from zoo.errors import ConfigError
+from zoo.files import atomic_text
+from zoo.interfaces import Batch, Grad, Losses
+from zoo.parts import Recipe
+from zoo.rng import Rng
+from zoo.train import group, optim, resblock
+from zoo.train.ema import Ema
+from zoo.train.engine import block_names, refuse_accumulation
+from zoo.train.shards import MOMENTS, Piece, Shards, whole, write
+from zoo.train.stage import Stage
+from zoo.weights import Lazy
+from zoo_deepspeed import settings
+from zoo_deepspeed.building import Partitioned, lengthen
+from zoo_deepspeed.cast import Cast, LossScale
+from zoo_deepspeed.fragments import fragments, gather
+from zoo_deepspeed.start import deepspeed
+from zoo_deepspeed.version import check_version
+
+log = logging.getLogger("zoo.train")
+
+
+class DeepSpeedEngine:
+    """See the module. Another stage may be prepared when one is done.
+
+    Args:
+        options: `TrainOptions`, of which `precision`, `zero`, `engine_config`, `timeout` are read.
+
+    Raises:
+        ConfigError: the user's file or an option cannot be; a port is in use.
+    """
+
+    def __init__(self, options: Any) -> None:
+        self.world, self.device = group.meet(options.timeout), group.device()
+        check_version()
+        if options.reducer is not None:
+            raise ConfigError(
+                f"--reducer {options.reducer}: engine 'deepspeed' averages gradients itself; leave it out"
+            )
+        self._precision = options.precision
+        self._own = settings.read(options.engine_config, options.precision, options.zero)
+        self._zero = settings.stage_of(options, self._own)
+        self._ds: Any = None
+
+    def building(self) -> AbstractContextManager[Any]:
+        """Return the context in which trained parts are constructed: partitioned at stage 3."""
+        if self._zero < 3:
+            return nullcontext()
+        return Partitioned(settings.building(self._zero, self._own, self.world.size))
+
+    def prepare(self, stage: Stage, recipe: Recipe, *, steps: int) -> None:
+        """Take the stage and make its optimiser; weights already in the stage are where training starts.
+
+        Raises:
+            ConfigError: the recipe accumulates gradients of a part whose loss needs the whole batch, the precision is
+                "resblock" and no part has a residual branch, or the user's file contradicts the recipe.
+        """
+        refuse_accumulation(stage, recipe)
+        self._close()
+        self.stage, self.recipe, self.steps = stage.train(), recipe, steps
+        for buffer in stage.buffers():  # DeepSpeed leaves those of a partitioned module where they are
+            buffer.data = buffer.data.to(self.device)
+        resblock.detach(stage)
+        self._held: dict[str, Any] = dict(stage.named_parameters())
+        for p in self._held.values():
+            if not hasattr(p, "ds_id"):
+                lengthen(p)
+        self._weights = {name: p for name, p in self._held.items() if p.requires_grad}
+        self._blocks = block_names(stage)
+        self._updates = self._step = 0
+        self._ds = self._initialize(stage, recipe) if self._weights else None
+        self._fragments = fragments(self._zero if self._ds is not None else 0, self._ds, self._held)
+        self._scales = None
+        if self._precision == "resblock":
+            self._scales = resblock.Scales(stage, workers=self.world.size)
+        self._loss_scale = LossScale(self._own.scaler()) if self._precision == "fp16" else None
+        self._ema = Ema(self._local(), recipe.ema, recipe.ema_every) if recipe.ema is not None else None
+        self._begin()
+
+    def _initialize(self, stage: Stage, recipe: Recipe) -> Any:
+        """Return DeepSpeed's own engine."""
+        count = sum(getattr(p, "ds_numel", p.numel()) for p in self._held.values())
+        said = settings.training(self._zero, self._own, recipe, self.world.size, count)
+        model = Cast(stage, self._precision, self.device, keep=self._zero < 3)
+        made, *_ = deepspeed().initialize(
+            model=model, optimizer=optim.optimizer(stage, recipe), config=said, dist_init_required=False
+        )
+        return made
+
+    def _close(self) -> None:
+        """Let go of the stage before."""
+        if self._ds is not None:
+            self._ds.destroy()
+            self._ds = None
+
+    def _local(self) -> dict[str, Tensor]:
+        """Return the held values of what is trained."""
+        return {name: self._fragments.weight(name) for name in self._weights}
+
+    def _begin(self) -> None:
+        """Forget what belonged to the last update."""
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._buffers: dict[str, Tensor] | None = None
+        self._piece = 0
+        if self._ds is not None:
+            self._fragments.forget()
+
+    def __call__(self, batch: Batch, step: int, rng: Rng) -> Losses:
+        """Return the losses of this process's share of one micro-batch of update `step`."""
+        self._step, self._piece = step, self._piece + 1
+        if self._buffers is None:
+            self._buffers = {name: x.clone() for name, x in self._state_buffers()}
+        if self._ds is None:
+            return self.stage(batch, step, rng)
+        self._ds.set_gradient_accumulation_boundary(self._piece == self.recipe.accumulate)
+        return self._ds(batch, step, rng)
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of one micro-batch's mean loss to that of the whole batch, over all processes."""
+        self._finite &= torch.isfinite(loss.detach())
+        if self._ds is not None and loss.requires_grad:
+            self._ds.backward(loss if self._loss_scale is None else loss * self._loss_scale.value)
+
+    def gradients(self) -> Iterator[Grad]:
+        """Yield what this process holds of every gradient, in the order of construction."""
+        for name in self._weights:
+            shape = self._shape(name)
+            block = self._blocks.get(name)
+            matrix = len(shape) >= 2 and (block is not None or not self._blocks)
+            yield Grad(name, self._fragments.grad(name), shape, 0 if self._fragments.split else None, block, matrix)
+
+    def step(self) -> dict[str, float]:
+        """Update the weights, or skip the update on every process when a loss or a gradient is not finite on any.
+
+        Returns:
+            As the core's engine: "lr", "grad_norm" (of the whole gradient, before clipping), "skipped"; in fp16
+            "loss_scale", in resblock precision the scales; "settling" where a falling scale will end the skips.
+        """
+        lr = optim.rate(self.recipe, self._step, self.steps)
+        grads = list(self.gradients()) if self._ds is not None else []
+        bad = self._unscale(grads)
+        tensors = [grad.tensor for grad in grads]
+        norm, finite, whole_loss = self._norm(tensors)
+        made = {"lr": lr, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+        if self._scales is not None and bad is not None:
+            made |= self._rescale(self._scales, bad, finite, whole_loss)
+        if self._loss_scale is not None:
+            made |= self._loss_scale.move(finite, loss=whole_loss)
+        if finite:
+            self._update(tensors, norm, lr)
+        else:
+            self._skip(grads, quietly="settling" in made)
+        self._begin()
+        return made
+
+    def _unscale(self, grads: list[Grad]) -> Tensor | None:
+        """Divide the gradients by what they were scaled with; return which blocks overflowed, on any process."""
+        if self._loss_scale is not None and grads:
+            torch._foreach_div_([grad.tensor for grad in grads], self._loss_scale.value)
+        if self._scales is None:
+            return None
+        bad = self._scales.unscale(grads)
+        if self.world.size > 1:
+            flags = bad.to(torch.int32)
+            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
+            bad = flags.bool()
+        return bad
+
+    def _norm(self, tensors: list[Tensor]) -> tuple[float, bool, bool]:
+        """Return the norm over all processes, whether all is finite, and whether the losses are."""
+        squared = torch.zeros((), dtype=torch.float64, device=self.device)
+        if tensors:
+            norms = torch.stack([x.double() for x in torch._foreach_norm(tensors)])
+            squared = norms.square().sum().to(self.device)
+        if not self._fragments.split:
+            squared = squared / self.world.size  # every process holds all of it
+        found = torch.stack((squared, (~self._finite).double()))
+        if self.world.size > 1:
+            dist.all_reduce(found)
+        total, losses = found.tolist()
+        norm = math.sqrt(total) if math.isfinite(total) else math.inf
+        return norm, math.isfinite(norm) and losses == 0, losses == 0
+
+    def _rescale(self, scales: resblock.Scales, bad: Tensor, finite: bool, loss: bool) -> dict[str, float]:
+        """Move the blocks' scales by what overflowed; return them for the curves."""
+        settling = not finite and loss and scales.can_fall(bad)
+        for name in scales.update(bad, made=finite):
+            log.info("%s: a gradient overflowed; its scale falls to 2^%.3f", name, scales.log2()[name])
+        return {**scales.row(), **({"settling": 1.0} if settling else {})}
+
+    def _update(self, tensors: list[Tensor], norm: float, lr: float) -> None:
+        self._updates += 1
+        if self._ds is None:
+            return
+        if self.recipe.clip is not None and norm > self.recipe.clip:
+            torch._foreach_mul_(tensors, self.recipe.clip / (norm + 1e-6))
+        self._fragments.settle()
+        for params in self._ds.optimizer.param_groups:
+            params["lr"] = lr * params["scale"]
+        self._ds.step()
+        if not self._ds.was_step_applied():
+            raise RuntimeError(f"DeepSpeed skipped update {self._step + 1}, whose gradient norm is {norm}")
+        if self._ema is not None:
+            self._ema.weights = self._local()
+            self._ema.update(self._updates)
+
+    def _skip(self, grads: list[Grad], *, quietly: bool) -> None:
+        """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
+        for name, x in self._state_buffers():
+            x.copy_((self._buffers or {}).get(name, x))
+        bad = {grad.block or grad.name for grad in grads if not torch.isfinite(grad.tensor).all()}
+        where = sorted({name for found in self.world.gather(bad) for name in found})
+        if where and not quietly:
+            log.warning("gradient is not finite in %s%s", where[0], f" and {len(where) - 1} more" if where[1:] else "")
+        if self._ds is not None and self._zero > 0:
+            self._fragments.poison()
+            self._ds.step()
+
+    def _state_buffers(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the buffers that are part of the weights' file."""
+        saved = self.stage.state_dict(keep_vars=True)
+        yield from ((name, x) for name, x in saved.items() if not isinstance(x, nn.Parameter))
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the whole parameter, as files have it."""
+        p = self._held[name]
+        return () if hasattr(p, "is_scalar") else optim.whole_shape(p)
+
+    def _whole(self, name: str, held: Tensor) -> Tensor:
+        """Return a whole tensor of which this process holds a run."""
+        if self._fragments.alike(name) or self.world.size == 1:
+            return held.view(self._shape(name))
+        return gather(held, self._fragments.span(name), self._shape(name), None)
+
+    def _kept(self, name: str) -> Tensor:
+        """Return a whole parameter as it is to be kept: its average where there is one."""
+        average = self._ema.average if self._ema is not None else {}
+        return self._whole(name, average[name] if name in average else self._fragments.weight(name))
+
+    def weights(self) -> dict[str, Lazy]:
+        """Return the stage's tensors as they are to be kept, each fetched whole, by all processes together."""
+        tensors = {}
+        for name, x in self.stage.state_dict(keep_vars=True).items():
+            if name in self._held:
+                tensors[name] = Lazy(self._shape(name), x.dtype, partial(self._kept, name))
+            else:
+                tensors[name] = Lazy(tuple(x.shape), x.dtype, x.detach)
+        return tensors
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Have the trained parts hold, whole on every process, the averaged weights, or the weights as they are."""
+        if self._ds is None:
+            yield
+        elif self._zero == 3:
+            from zoo_deepspeed.unsharded import unsharded
+
+            with unsharded(self._ds):
+                for name, p in self._weights.items() if self._ema is not None else ():
+                    p.data = self._kept(name).view(p.ds_shape)
+                yield
+        elif self._ema is None:
+            yield
+        else:
+            before = {} if self._zero else {name: p.data.clone() for name, p in self._weights.items()}
+            for name, p in self._weights.items():
+                p.data.copy_(self._kept(name))
+            yield
+            for name, x in before.items():
+                self._weights[name].data.copy_(x)
+            self._fragments.publish()
+
+    def save(self, folder: Path) -> None:
+        """Write this process's pieces: weights and buffers, optimiser, average; the first process: scales, updates."""
+        parts = self._fragments
+        pieces: dict[str, Piece] = {}
+        for name in self._held:
+            if not parts.alike(name) or self.world.rank == 0:
+                pieces |= self._pieces(name)
+        if self.world.rank == 0:
+            rest = self.stage.state_dict().items()
+            pieces |= {f"weights:{name}": whole(x) for name, x in rest if name not in self._held}
+        write(folder, self.world.rank, self.world.size, pieces)
+        if self.world.rank == 0:
+            atomic_text(folder / "engine.json", json.dumps(self._said()))
+
+    def _pieces(self, name: str) -> dict[str, Piece]:
+        """Return what this process holds of a parameter and of what belongs to it."""
+        parts, trained = self._fragments, name in self._weights
+        values = {"weights": parts.weight(name)}
+        if trained and self._updates and self._ds is not None:
+            values |= {kind: parts.moment(name, kind) for kind in MOMENTS}
+        if trained and self._ema is not None:
+            values["average"] = self._ema.average[name]
+        start, stop = parts.span(name)
+        if start == stop and self._held[name].numel() + getattr(self._held[name], "ds_numel", 0) > 0:
+            return {}
+        return {f"{kind}:{name}": Piece(x, start, self._shape(name)) for kind, x in values.items()}
+
+    def _said(self) -> dict[str, Any]:
+        said: dict[str, Any] = {"engine": "deepspeed", "zero": self._zero, "processes": self.world.size,
+                                "updates": self._updates}  # fmt: skip
+        if self._scales is not None:
+            said["scales"] = self._scales.state_dict()
+        if self._loss_scale is not None:
+            said["loss_scale"] = self._loss_scale.state_dict()
+        return said
+
+    def load(self, folder: Path) -> None:
+        """Go on from what `save` of any engine wrote, with any number of processes at any stage.
+
+        Raises:
+            BadRun: it is of another model or recipe.
+        """
+        said, parts = json.loads((folder / "engine.json").read_text()), self._fragments
+        self._updates = said["updates"]
+        if self._updates and self._ds is not None:
+            parts.make_moments(self._updates)
+        with Shards(folder) as found, torch.no_grad():
+            for name in self._held:
+                for key, piece in self._pieces(name).items():
+                    kind, values = key.partition(":")[0], found.read(key, *parts.span(name))
+                    if kind == "average":
+                        piece.values.copy_(values)
+                    else:
+                        parts.put(name, kind, values)
+            for name, x in self.stage.state_dict(keep_vars=True).items():
+                if name not in self._held:
+                    x.copy_(found.tensor(name))
+        if self._ds is not None:
+            parts.publish()
+        if self._scales is not None:
+            self._scales.load_state_dict(said["scales"])
+        if self._loss_scale is not None:
+            self._loss_scale.load_state_dict(said["loss_scale"])
+        self._begin()

@@ -1,0 +1,183 @@
+"""The JSON that DeepSpeed is given: what the command and the recipe say, and the user's own file. Imports no torch.
+
+Weights are kept in fp32 and cast in the forward pass (see README.md), so DeepSpeed's own `fp16` and `bf16` sections
+never reach it: of the user's, "enabled" must agree with --precision, and the rest sets up the loss scaler.
+
+[1] DeepSpeed 0.19.8, deepspeed/runtime/config.py, deepspeed/runtime/zero/config.py
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from zoo.errors import ConfigError, suggest
+from zoo.parts import Recipe
+from zoo.planning.buckets import DEFAULT
+
+REFUSED = {
+    "optimizer": "the recipe decides the optimiser: --set PART.train.lr=...",
+    "scheduler": "the recipe decides the learning rate: --set PART.train.schedule=...",
+    "amp": "use --precision",
+    "torch_autocast": "use --precision bf16 or fp16, which casts in the forward pass",
+    "checkpoint": "checkpoints are the zoo's own: --save-every, --keep",
+    "activation_checkpointing": "use --recompute",
+    "data_types": "weights, gradients and their sums are fp32",
+    "managed_gradient_accumulation": "the zoo tells DeepSpeed which backward is the last",
+    "zero_optimization.zenflow": "it updates weights behind the step that skips what is not finite",
+    "zero_optimization.zero_quantized_weights": "weights are fp32",
+    "zero_optimization.zero_hpz_partition_size": "use --per-node",
+    "zero_optimization.compute_grad_norm": "the zoo clips by the whole norm",
+}
+"""What a user's file may not hold, and what to do instead."""
+
+
+@attrs.frozen(kw_only=True)
+class LossScaler:
+    """DeepSpeed's dynamic loss scaling, by the names and defaults of its `fp16` section [1]."""
+
+    loss_scale: float = 0.0
+    """A fixed scale; 0: dynamic."""
+    initial_scale_power: int = 16
+    """Begins at 2 to this."""
+    loss_scale_window: int = 1000
+    """Updates without overflow after which it doubles."""
+    hysteresis: int = 2
+    """Overflows until it halves."""
+    consecutive_hysteresis: bool = False
+    """An update without overflow restores the hysteresis."""
+    min_loss_scale: float = 1.0
+    """Never below this."""
+
+
+@attrs.frozen
+class Own:
+    """The user's DeepSpeed JSON, as far as it says anything."""
+
+    path: Path | None = None
+    data: Mapping[str, Any] = attrs.field(factory=dict)
+
+    @property
+    def stage(self) -> int | None:
+        """The ZeRO stage it asks for."""
+        return self.data.get("zero_optimization", {}).get("stage")
+
+    def scaler(self) -> LossScaler:
+        """Return the loss scaler it describes, DeepSpeed's default where it does not.
+
+        Raises:
+            ConfigError: an unknown field.
+        """
+        said = {k: x for k, x in self.data.get("fp16", {}).items() if k not in ("enabled", "auto_cast")}
+        known = attrs.fields_dict(LossScaler)
+        for name in said:
+            if name not in known:
+                raise ConfigError(f"{self.path}: fp16.{name}: no such field{suggest(name, known)}")
+        return LossScaler(**said)
+
+
+def read(path: Path | None, precision: str, zero: int | None) -> Own:
+    """Return the user's file, checked against the command.
+
+    Raises:
+        ConfigError: it cannot be read, holds what the zoo decides, or contradicts a flag; names both.
+    """
+    if path is None:
+        return Own()
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: not a readable DeepSpeed JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: a DeepSpeed JSON is an object, not {type(data).__name__}")
+    flat = dict(_leaves(data))
+    for name, reason in REFUSED.items():
+        if any(key == name or key.startswith(f"{name}.") for key in flat):
+            raise ConfigError(f"{path}: '{name}' cannot be set here: {reason}")
+    for name in ("offload_param", "offload_optimizer"):
+        if flat.get(f"zero_optimization.{name}.device") == "nvme":
+            raise ConfigError(f"{path}: 'zero_optimization.{name}.device' can be cpu; nvme is not supported")
+    said = {name for name in ("fp16", "bf16") if data.get(name, {}).get("enabled") is True}
+    if said - {precision} and precision != "fp32":
+        raise ConfigError(f"{path} enables {', '.join(sorted(said))} and the command says --precision {precision}")
+    if said and precision == "fp32":
+        raise ConfigError(f"{path} enables {', '.join(sorted(said))}: add --precision {min(said)}, or take it out")
+    stage = flat.get("zero_optimization.stage")
+    if zero is not None and stage not in (None, "auto", zero):
+        raise ConfigError(f"{path} says zero_optimization.stage={stage} and the command --zero {zero}")
+    return Own(path, data)
+
+
+def _leaves(data: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted name, value) of every leaf."""
+    for name, x in data.items():
+        path = f"{where}.{name}".strip(".")
+        if isinstance(x, Mapping):
+            yield from _leaves(x, path)
+        else:
+            yield path, x
+
+
+def stage_of(options: Any, own: Own) -> int:
+    """Return the ZeRO stage: the command's, else the file's, else 1, which sends what 0 sends and holds less."""
+    if options.zero is not None:
+        return options.zero
+    return own.stage if isinstance(own.stage, int) else 1
+
+
+def building(stage: int, own: Own, processes: int) -> dict[str, Any]:
+    """Return the JSON with which a partitioned model is built: neither its size nor a batch is known yet."""
+    return compose(stage, own, batch=processes, pieces=1, processes=processes, clip=None, params=1 << 62)
+
+
+def training(stage: int, own: Own, recipe: Recipe, processes: int, params: int) -> dict[str, Any]:
+    """Return the JSON with which a stage is trained.
+
+    Args:
+        stage: of ZeRO.
+        own: the user's file.
+        recipe: whose batch is the whole one.
+        processes: among which the batch is divided.
+        params: parameters of the model; no bucket is larger.
+
+    Raises:
+        ConfigError: the file contradicts the recipe.
+    """
+    return compose(
+        stage, own, batch=recipe.batch, pieces=recipe.accumulate, processes=processes, clip=recipe.clip, params=params,
+        checked=True,
+    )  # fmt: skip
+
+
+def compose(
+    stage: int, own: Own, *, batch: int, pieces: int, processes: int, clip: float | None, params: int,
+    checked: bool = False,
+) -> dict[str, Any]:  # fmt: skip
+    """Return the merged JSON; `checked`: raise ConfigError where the file contradicts these numbers."""
+    numbers = {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": batch // (pieces * processes),
+        "gradient_accumulation_steps": pieces,
+    }
+    meant = {**numbers, "gradient_clipping": clip or 0.0}
+    names = {
+        "train_batch_size": "--batch", "train_micro_batch_size_per_gpu": "--batch and --accumulate",
+        "gradient_accumulation_steps": "--accumulate", "gradient_clipping": "PART.train.clip",
+    }  # fmt: skip
+    for name, value in meant.items() if checked else ():
+        said = own.data.get(name, "auto")
+        if said not in ("auto", value):
+            raise ConfigError(f"{own.path} says {name}={said} and the run has {value} ({names[name]})")
+    left = {k: x for k, x in own.data.items() if k not in (*meant, "fp16", "bf16", "zero_optimization")}
+    zero = {k: x for k, x in own.data.get("zero_optimization", {}).items() if x != "auto"}
+    return {
+        "zero_force_ds_cpu_optimizer": False,  # with offload: the recipe's own optimiser runs on the CPU
+        **left,
+        **numbers,
+        "gradient_clipping": 0.0,  # the engine clips, after reduction between machines
+        "zero_optimization": {**DEFAULT.within(params).zero_optimization(), **zero, "stage": stage},
+    }

@@ -1,0 +1,32 @@
+"""DeepSpeed, imported once, without its chatter, on the processes that have met."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import warnings
+from typing import Any
+
+import torch
+
+
+@functools.cache
+def deepspeed() -> Any:
+    """Return the module, its communication set up over torch's process group.
+
+    Its own log is kept to errors, and what torch 2.13 says at every step about two functions that DeepSpeed uses is
+    kept quiet.
+    """
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    warnings.filterwarnings("ignore", message=".*(all_gather_into_tensor|reduce_scatter_tensor|_all_gather_base).*")
+    import deepspeed as module
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)
+    # Built at the first start otherwise, for two minutes, and used by inference alone.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    module.init_distributed(auto_mpi_discovery=False, verbose=False)
+    return module

@@ -1,0 +1,96 @@
+"""Several processes on this machine, each running training commands one after the other.
+
+As a program it is one of these processes: it reads a list of commands (options of `TrainOptions`) from a JSON file and
+runs them in one process group. A line of its log a command: its exit code. As a module, `launch` starts them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[3]
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    return {
+        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
+        "LOCAL_WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
+        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(Path(__file__).parent)]),
+    }  # fmt: skip
+
+
+def start(size: int, command: list[str], port: int | None = None) -> list[subprocess.Popen]:
+    """Start `python command` on every rank; what each writes to stderr is kept in its `log`."""
+    port, processes = port or free_port(), []
+    for rank in range(size):
+        _, log = tempfile.mkstemp(prefix=f"rank{rank}-")
+        with open(log, "w") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command], env=environment(rank, size, port), stdout=subprocess.DEVNULL, stderr=file
+            )
+        process.log = log
+        processes.append(process)
+    return processes
+
+
+def finish(processes: list[subprocess.Popen], seconds: float = 240) -> tuple[list[int], list[str]]:
+    """Return exit codes and what was written to stderr; end all when one has not ended in time."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until and any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+    for process in processes:
+        if process.poll() is None:
+            process.send_signal(signal.SIGUSR1)  # says where it hangs
+            time.sleep(0.2)
+            process.kill()
+    return [process.wait() for process in processes], [Path(process.log).read_text() for process in processes]
+
+
+def run_all(folder: Path, size: int, commands: list[dict], seconds: float = 240) -> list[str]:
+    """Run commands one after the other on `size` processes in one launch; return what each process said."""
+    path = folder / "commands.json"
+    path.write_text(json.dumps(commands))
+    codes, said = finish(start(size, [__file__, str(path)]), seconds)
+    assert codes == [0] * size, "\n".join(said)
+    return said
+
+
+def go(command: dict) -> None:
+    """Run one training command in this process."""
+    from zoo.train.options import TrainOptions
+    from zoo.train.run import run
+
+    run(TrainOptions(**{**command, "out": Path(command["out"]), "set": tuple(command.get("set", ()))}))
+
+
+def main() -> None:
+    faulthandler.register(signal.SIGUSR1)
+    for command in json.loads(Path(sys.argv[1]).read_text()):
+        began = time.monotonic()
+        go(command)
+        print(
+            f"{time.monotonic() - began:.1f} s",
+            {k: command[k] for k in ("part", "zero", "precision") if k in command},
+            file=sys.stderr,
+        )
+    os._exit(0)  # without waiting for backends to take each other down
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""What is planned of a part, against torch: its FLOP counter, and the tensors autograd really saves."""
+
+import attrs
+import pytest
+import torch
+from torch.autograd.graph import saved_tensors_hooks
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+import zoo
+from zoo.catalogue import catalogue
+from zoo.cost import Widths
+from zoo.nn.residual import checkpoint_branches
+from zoo.testing.kit import case_of
+
+FP32 = Widths(4, 4, 4)
+ROWS = 4
+LONG = " above a very small blue square beside it" * 8
+"""Makes every caption as long as the tokenizer allows: the plan takes them so."""
+
+TRAINED = [
+    "clip-tiny",
+    "dalle-prior-tiny",
+    "dvae-tiny",
+    "pixelcnn-tiny",
+    "vae",
+    "vqvae-fsq",
+    "vqvae-sonnet",
+    "vqvae-tiny",
+]
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def loss_of(case, part, rows=ROWS):
+    """Return a function that computes the training loss of `rows` samples."""
+    batch, cond = case.batch(part, rows), case.cond(rows)
+    if case.interface == "reranker":
+        batch = attrs.evolve(batch, texts=tuple(text + LONG for text in batch.texts))
+    return lambda: part.loss(batch, cond, step=0, rng=case.rng(rows=rows))["loss"]
+
+
+def trained(name):
+    case = case_of(name)
+    return case, case.of(case.fresh()).train()
+
+
+def saved_bytes(part, loss):
+    """Return the bytes of the distinct storages that autograd keeps, the part's own tensors left out."""
+    own = {x.untyped_storage().data_ptr() for x in (*part.parameters(), *part.buffers())}
+    sizes, alive = {}, []
+
+    def pack(x):
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            sizes[storage.data_ptr()] = storage.nbytes()
+            alive.append(x)  # a freed tensor's address would be given to another
+        return x
+
+    with saved_tensors_hooks(pack, lambda x: x):
+        loss()
+    return sum(sizes.values())
+
+
+def test_every_family_is_measured():
+    """Each config class that is trained has a card in the list."""
+    trained = {type(zoo.resolve(c.name)) for c in catalogue().cards.values() if c.origin == "image-zoo"}
+    classes = {cls for cls in trained if "train" in attrs.fields_dict(cls)}
+    assert {type(zoo.resolve(name)) for name in TRAINED} == classes
+
+
+@pytest.mark.filterwarnings("ignore:caption truncated")
+@pytest.mark.parametrize("name", TRAINED)
+def test_kept_values_are_what_autograd_saves(name):
+    case, part = trained(name)
+    cost = case.config.cost(ROWS)
+    planned = cost.activations(ROWS, FP32, recompute=False)
+    measured = saved_bytes(part, loss_of(case, part))
+    assert planned == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore:caption truncated")
+@pytest.mark.parametrize("name", TRAINED)
+def test_recomputed_branches_keep_their_inputs_alone(name):
+    case, part = trained(name)
+    cost = case.config.cost(ROWS)
+    checkpoint_branches(part)
+    outside = ROWS * (cost.kept.bytes(FP32) + sum(4 * block.entry for block in cost.blocks))
+    assert outside == pytest.approx(saved_bytes(part, loss_of(case, part)), rel=0.02)
+    inner = cost.activations(ROWS, FP32, recompute=True) - outside
+    assert 0 <= inner <= ROWS * max(block.kept.bytes(FP32) for block in cost.blocks)
+
+
+@pytest.mark.filterwarnings("ignore:caption truncated")
+@pytest.mark.parametrize("name", [n for n in TRAINED if n not in ("clip-tiny", "dalle-prior-tiny")])
+def test_flops_are_those_of_torchs_counter(name):
+    case, part = trained(name)
+    loss = loss_of(case, part)
+    with FlopCounterMode(display=False) as counter:
+        loss()
+    assert ROWS * case.config.cost(ROWS).flops == counter.get_total_flops()
+
+
+@pytest.mark.filterwarnings("ignore:caption truncated")
+@pytest.mark.parametrize("name", ["clip-tiny", "dalle-prior-tiny"])
+def test_flops_of_attention_are_those_of_the_kept_keys(name):
+    """The counter takes masked products for whole ones; they are the only batched products of these models."""
+    case, part = trained(name)
+    loss = loss_of(case, part)
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loss()
+    whole = counter.get_flop_counts()["Global"][torch.ops.aten.bmm]
+    rest = counter.get_total_flops() - whole
+    assert whole > 0
+    assert ROWS * case.config.cost(ROWS).flops == rest + 4 * ROWS * kept_products(name, case.config, part)
+
+
+def kept_products(name, config, part):
+    """Return width times the pairs of a query and a key that the masks show, over all layers, by counting them."""
+    if name == "clip-tiny":
+        tokens, patches = config.text_length, 1 + (config.image_size // config.patch) ** 2
+        causal = int(torch.ones(tokens, tokens).tril().sum())
+        return config.text_layers * config.text_width * causal + config.vision_layers * config.vision_width * patches**2
+    length = part.prefix.length + part.length - 1
+    masks = (part.masks.dense(kind, length, torch.device("cpu")) for kind in part.kinds)
+    return config.width * sum(int(mask.sum()) for mask in masks)
+
+
+def test_encoding_flops_are_those_of_encode():
+    for name in ("dvae-tiny", "vqvae-tiny", "vqvae-fsq"):
+        case = case_of(name)
+        with FlopCounterMode(display=False) as counter:
+            case.part.encode(case.images(ROWS))
+        assert ROWS * case.config.cost().encode == counter.get_total_flops(), name
+
+
+def test_bf16_keeps_what_is_planned():
+    """Autocast keeps a copy of every weight it casts, beside the narrower values."""
+    from zoo.planning.jobs import job_of
+    from zoo.planning.memory import _casts
+
+    case, part = trained("dalle-prior-tiny")
+    cost, job = case.config.cost(ROWS), job_of(batch=ROWS, precision="bf16")
+    planned = cost.activations(ROWS, job.widths, recompute=False) + _casts(cost, job)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        measured = saved_bytes(part, loss_of(case, part))
+    assert planned == pytest.approx(measured, rel=0.1)

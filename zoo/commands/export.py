@@ -1,0 +1,105 @@
+"""`zoo export`: the weights of a run or of a checkpoint, in one plain safetensors file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo.errors import BadRun, UnknownName
+from zoo.resolution import is_run
+from zoo.runs import RunFolder
+
+
+@click.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option("--part", help="One part alone, under its own names. Default: every part that has weights.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write.")
+@click.option("--raw", is_flag=True, help="Of a checkpoint the weights as trained, not their moving average.")
+def export(run: Path, part: str | None, out: Path, raw: bool) -> None:
+    """Write the weights of RUN, a run folder or one checkpoint in it, as one safetensors file.
+
+    \b
+    zoo export runs/dalle --part prior --out prior.safetensors
+    zoo export runs/dalle/checkpoints/prior/step-00001000 --out prior.safetensors
+
+    A part that is done is taken as it was saved, one that is being trained from its newest whole checkpoint, however
+    many processes wrote it. One tensor is held at a time.
+    """
+    from zoo.weights import stream_tensors
+
+    with ExitStack() as files:
+        parts = _parts(run, raw, files)
+        if part is not None:
+            if part not in parts:
+                raise UnknownName(
+                    f"{run} has no weights of such a part: part", part, parts, f"it has {', '.join(parts)}"
+                )
+            parts = {part: parts[part]}
+        if not parts:
+            raise BadRun(f"{run} has no weights yet: no part is done and no checkpoint is whole")
+        alone = len(parts) == 1
+        tensors = {
+            name if alone else f"{role}.{name}": lazy for role, found in parts.items() for name, lazy in found().items()
+        }
+        stream_tensors(out, tensors, {"exported": sorted(parts)})
+    size = sum(lazy.dtype.itemsize * _count(lazy.shape) for lazy in tensors.values())
+    click.echo(f"{out}: {', '.join(parts)}; {len(tensors)} tensors, {size:,} bytes")
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    import math
+
+    return math.prod(shape)
+
+
+Found = Callable[[], Mapping[str, Any]]
+
+
+def _parts(run: Path, raw: bool, files: ExitStack) -> dict[str, Found]:
+    """Return what has weights, by role, each opened when it is called."""
+    from zoo.train.checkpoint import MANIFEST, Checkpoints, torn
+
+    if (run / MANIFEST).is_file() or run.name.startswith("step-"):
+        if reason := torn(run):
+            raise BadRun(f"{run} is not a whole checkpoint: {reason}")
+        return dict(_of_checkpoint(run, raw, files))
+    if not is_run(str(run)):
+        raise BadRun(f"'{run}' is neither a run folder (it has no run.toml) nor a checkpoint")
+    folder = RunFolder(run)
+    found: dict[str, Found] = {}
+    for place in sorted((run / "checkpoints").glob("*")):
+        newest = Checkpoints(place).newest()
+        if newest is not None:
+            found |= dict(_of_checkpoint(newest.folder, raw, files))
+    for path in sorted(run.glob("*.safetensors")):
+        role = path.name.removesuffix(".safetensors")
+        found[role] = partial(_of_file, folder.part_path(role), files)
+    return found
+
+
+def _of_file(path: Path, files: ExitStack) -> Mapping[str, Any]:
+    """Return the tensors of a finished part, fetched when they are written."""
+    from zoo.weights import lazy_tensors
+
+    return files.enter_context(lazy_tensors(path))
+
+
+def _of_checkpoint(folder: Path, raw: bool, files: ExitStack) -> Iterator[tuple[str, Found]]:
+    """Yield (role, tensors) of a checkpoint."""
+    from zoo.train.shards import Shards
+
+    state = files.enter_context(Shards(folder))
+    names = state.names("weights")
+    for key in dict.fromkeys(name.partition(".")[0] for name in names):
+        mine = [name for name in names if name.startswith(f"{key}.")]
+        yield key.replace("/", "."), partial(_some, state, key, mine, raw)
+
+
+def _some(state: Any, key: str, names: list[str], raw: bool) -> dict[str, Any]:
+    """Return the tensors of these names, without the role in front."""
+    return {name.removeprefix(f"{key}."): state.lazy(name, raw=raw) for name in names}

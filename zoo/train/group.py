@@ -1,0 +1,150 @@
+"""Several processes: how they meet, and how one that is missing is found.
+
+A launcher (`torchrun`, `deepspeed`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Beside the
+collectives there is a store, a small server that each process can write to and read by itself. In it each process
+notes the update it is in, so that when a collective does not come back the others can tell which rank has not come; and
+the first to fail notes that, so that one failure is told once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import attrs
+import torch
+from torch import distributed as dist
+
+from zoo.errors import ConfigError
+from zoo.nn import across
+
+ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+"""What a launcher sets; these are for a process that was started without one. Port 0 is any that is free."""
+
+GRACE_SECONDS = 3.0
+"""How much later than the first a process may learn that a collective has failed."""
+
+_met: list[Group] = []
+
+
+def launched() -> bool:
+    """Return whether this process was started by a launcher of several processes, or by DeepSpeed's own."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "CROSS_SIZE" in os.environ
+
+
+@attrs.frozen
+class Group:
+    """The processes of torch's default group."""
+
+    rank: int
+    size: int
+    store: Any
+    minutes: float
+    """How long a collective waits."""
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        dist.barrier()
+
+    def share(self, value: Any) -> Any:
+        """Return rank 0's value on every rank."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every rank's value, in the order of ranks, on every rank."""
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def at(self, step: int) -> None:
+        """Note that this process begins update `step` (counted from 0)."""
+        if self.size > 1:
+            self.store.set(f"at/{self.rank}", str(step))
+
+    def claim(self) -> bool:
+        """Return True to the first process that asks: the one that tells what went wrong."""
+        return self.store.add("told", 1) == 1
+
+    def wait_in_vain(self) -> None:
+        """Note that a collective has failed here: this process was there, and another was not."""
+        self.store.set(f"waited/{self.rank}", "1")
+
+    def missing(self) -> str:
+        """Return which ranks took no part in the collective that failed, and where they were last, in words.
+
+        It has failed, or will within a moment, on all that took part.
+        """
+        time.sleep(GRACE_SECONDS)
+        lost = [rank for rank in range(self.size) if not self.store.check([f"waited/{rank}"])]
+        return ", ".join(f"rank {rank}, last seen in {self.place(rank)}" for rank in lost)
+
+    def place(self, rank: int | None = None) -> str:
+        """Return where a rank (this one) is, in words."""
+        key = f"at/{self.rank if rank is None else rank}"
+        return f"update {int(self.store.get(key)) + 1}" if self.store.check([key]) else "its start"
+
+
+def met() -> Group | None:
+    """Return the processes of this run, once they have met."""
+    return _met[0] if _met else None
+
+
+def meet(minutes: float) -> Group:
+    """Start torch's process group, if it is not, and return the processes.
+
+    Sums and gathers of `zoo.nn.across` run over them. With GPUs each process takes the one its LOCAL_RANK names.
+
+    Args:
+        minutes: how long a collective may wait.
+
+    Raises:
+        ConfigError: the port is in use, or this machine has fewer GPUs than processes.
+    """
+    if _met:
+        return _met[0]
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    rank, size, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+    if torch.cuda.is_available():
+        if local >= torch.cuda.device_count():
+            raise ConfigError(f"more processes were started than this machine has GPUs ({torch.cuda.device_count()})")
+        torch.cuda.set_device(local)
+    elif size > 1:
+        _share_cores(size)
+    timeout = timedelta(minutes=minutes)
+    store, *_ = next(_rendezvous(rank, size, timeout))
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    _met.append(Group(rank, size, dist.PrefixStore("zoo", store), minutes))
+    across.set_group(None, active=size > 1)
+    return _met[0]
+
+
+def device() -> torch.device:
+    """Return this process's device."""
+    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def _rendezvous(rank: int, size: int, timeout: timedelta) -> Iterator[Any]:
+    try:
+        yield from dist.rendezvous("env://", rank, size, timeout=timeout)
+    except (RuntimeError, OSError) as error:
+        if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
+            raise
+        port = int(os.environ["MASTER_PORT"])
+        raise ConfigError(
+            f"port {port} is in use by another program: choose one for the launcher, as in "
+            f"`deepspeed --master_port {port + 1} scripts/train.py ...` (torchrun has the same option)"
+        ) from error
+
+
+def _share_cores(size: int) -> None:
+    """Give each process of this machine its share of the cores, unless the environment says how many."""
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", size)))
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, (os.cpu_count() or 1) // here))
