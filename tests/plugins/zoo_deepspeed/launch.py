@@ -35,15 +35,16 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start(size: int, command: list[str], port: int | None = None) -> list[subprocess.Popen]:
-    """Start `python command` on every rank; what each writes to stderr is kept in its `log`."""
-    port, processes = port or free_port(), []
+def start(size: int, command: list[str], **more: str) -> list[subprocess.Popen]:
+    """Start `python command` on every rank, with `more` in the environment; its stderr is kept in the file `log`."""
+    port, processes = free_port(), []
     for rank in range(size):
         _, log = tempfile.mkstemp(prefix=f"rank{rank}-")
         with open(log, "w") as file:
             process = subprocess.Popen(
-                [sys.executable, *command], env=environment(rank, size, port), stdout=subprocess.DEVNULL, stderr=file
-            )
+                [sys.executable, *command], env={**environment(rank, size, port), **more},
+                stdout=subprocess.DEVNULL, stderr=file,
+            )  # fmt: skip
         process.log = log
         processes.append(process)
     return processes
@@ -76,7 +77,8 @@ def go(command: dict) -> None:
     from zoo.train.options import TrainOptions
     from zoo.train.run import run
 
-    run(TrainOptions(**{**command, "out": Path(command["out"]), "set": tuple(command.get("set", ()))}))
+    paths = {name: Path(command[name]) for name in ("out", "engine_config") if name in command}
+    run(TrainOptions(**{**command, **paths, "set": tuple(command.get("set", ()))}))
 
 
 def main() -> None:
