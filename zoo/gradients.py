@@ -46,6 +46,8 @@ class Reduced:
     False for an update that is skipped, which leaves their values undefined. Either way it settles the error
     feedback. Sends nothing.
     """
+    sent: int = 0
+    """Bytes that this rank put into the reduction's collectives, each buffer counted once."""
 
 
 @attrs.frozen(kw_only=True)
@@ -106,7 +108,11 @@ class Reducer(Protocol):
         """Average over a process group whose ranks hold the same shards; None: there is one process."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return tensors, alike on every rank of the group; error feedback is among them."""
+        """Return tensors, alike on every rank of the group.
+
+        "error/NAME" is error feedback, in the shape of the gradient of this name: an engine cuts it anew for another
+        number of shards. Single numbers (counters) go with it; anything else is handed back to the same shards only.
+        """
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a saved state; the group may have another number of ranks than the one that saved it."""

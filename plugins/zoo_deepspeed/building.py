@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from zoo_deepspeed.machines import Machines
 from zoo_deepspeed.start import deepspeed
 
 
@@ -39,17 +40,17 @@ class Partitioned:
 
     Args:
         settings: DeepSpeed's JSON.
-        layout: its `mpu`, or None for one group of all processes.
+        machines: the processes among which a parameter is cut.
     """
 
-    def __init__(self, settings: dict[str, Any], layout: Any = None) -> None:
-        self.settings, self.layout = settings, layout
+    def __init__(self, settings: dict[str, Any], machines: Machines) -> None:
+        self.settings, self.machines = settings, machines
         self._inner: Any = None
 
     def __enter__(self) -> Partitioned:
-        group = self.layout.get_data_parallel_group() if self.layout is not None else None
+        group = self.machines.get_data_parallel_group()
         self._inner = _init_class()(
-            config_dict_or_path=self.settings, data_parallel_group=group, tensor_overrides=[], mpu=self.layout
+            config_dict_or_path=self.settings, data_parallel_group=group, tensor_overrides=[], mpu=self.machines
         )
         self._inner.__enter__()
         return self

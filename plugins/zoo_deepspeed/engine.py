@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
@@ -21,14 +20,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 
 from zoo.errors import ConfigError
 from zoo.files import atomic_text
 from zoo.interfaces import Batch, Grad, Losses
 from zoo.parts import Recipe
 from zoo.rng import Rng
-from zoo.train import group, optim, resblock
+from zoo.train import group, optim, reduction, resblock
+from zoo.train.copies import copies
 from zoo.train.ema import Ema
 from zoo.train.engine import block_names, refuse_accumulation
 from zoo.train.shards import MOMENTS, Piece, Shards, whole, write
@@ -38,6 +37,7 @@ from zoo_deepspeed import settings
 from zoo_deepspeed.building import Partitioned, lengthen
 from zoo_deepspeed.cast import Cast, LossScale
 from zoo_deepspeed.fragments import fragments, gather
+from zoo_deepspeed.machines import Machines
 from zoo_deepspeed.start import deepspeed
 from zoo_deepspeed.version import check_version
 
@@ -48,7 +48,8 @@ class DeepSpeedEngine:
     """See the module. Another stage may be prepared when one is done.
 
     Args:
-        options: `TrainOptions`, of which `precision`, `zero`, `engine_config`, `timeout` are read.
+        options: `TrainOptions`, of which `precision`, `zero`, `shard`, `per_node`, `reducer`, `engine_config` and
+            `timeout` are read.
 
     Raises:
         ConfigError: the user's file or an option cannot be; a port is in use.
@@ -57,20 +58,33 @@ class DeepSpeedEngine:
     def __init__(self, options: Any) -> None:
         self.world, self.device = group.meet(options.timeout), group.device()
         check_version()
-        if options.reducer is not None:
-            raise ConfigError(
-                f"--reducer {options.reducer}: engine 'deepspeed' averages gradients itself; leave it out"
-            )
         self._precision = options.precision
         self._own = settings.read(options.engine_config, options.precision, options.zero)
         self._zero = settings.stage_of(options, self._own)
+        self._copies = copies(self.world, self._zero, options)
+        self._reducer = reduction.make_reducer(options)
+        self._check_room_between()
         self._ds: Any = None
+
+    def _check_room_between(self) -> None:
+        """Raise ConfigError where gradients lie where they cannot be sent from, and say where nothing will be sent."""
+        alone = self._copies.count == 1
+        if not alone and self.device.type == "cuda" and self._own.offloads:
+            raise ConfigError(
+                f"{self._own.path} offloads to the CPU, from where gradients are not averaged between machines: take "
+                "offload_optimizer and offload_param out, or --shard all without --reducer"
+            )
+        if alone and self.world.size > 1 and not isinstance(self._reducer, reduction.Mean):
+            log.warning(
+                "--reducer has nothing to do: all %d processes share one copy of the model. It works between machines; "
+                "--per-node 1 takes every process for a machine of its own", self.world.size,
+            )  # fmt: skip
 
     def building(self) -> AbstractContextManager[Any]:
         """Return the context in which trained parts are constructed: partitioned at stage 3."""
         if self._zero < 3:
             return nullcontext()
-        return Partitioned(settings.building(self._zero, self._own, self.world.size))
+        return Partitioned(settings.building(self._zero, self._own, self._copies.shards), Machines(self._copies))
 
     def prepare(self, stage: Stage, recipe: Recipe, *, steps: int) -> None:
         """Take the stage and make its optimiser; weights already in the stage are where training starts.
@@ -104,11 +118,12 @@ class DeepSpeedEngine:
     def _initialize(self, stage: Stage, recipe: Recipe) -> Any:
         """Return DeepSpeed's own engine."""
         count = sum(getattr(p, "ds_numel", p.numel()) for p in self._held.values())
-        said = settings.training(self._zero, self._own, recipe, self.world.size, count)
+        said = settings.training(self._zero, self._own, recipe, self._copies, count)
         model = Cast(stage, self._precision, self.device, keep=self._zero < 3)
         made, *_ = deepspeed().initialize(
-            model=model, optimizer=optim.optimizer(stage, recipe), config=said, dist_init_required=False
-        )
+            model=model, optimizer=optim.optimizer(stage, recipe), config=said, dist_init_required=False,
+            mpu=Machines(self._copies),
+        )  # fmt: skip
         return made
 
     def _close(self) -> None:
@@ -146,7 +161,7 @@ class DeepSpeedEngine:
             self._ds.backward(loss if self._loss_scale is None else loss * self._loss_scale.value)
 
     def gradients(self) -> Iterator[Grad]:
-        """Yield what this process holds of every gradient, in the order of construction."""
+        """Yield what this process holds of every gradient of its copy, in the order of construction."""
         for name in self._weights:
             shape = self._shape(name)
             block = self._blocks.get(name)
@@ -157,23 +172,28 @@ class DeepSpeedEngine:
         """Update the weights, or skip the update on every process when a loss or a gradient is not finite on any.
 
         Returns:
-            As the core's engine: "lr", "grad_norm" (of the whole gradient, before clipping), "skipped"; in fp16
-            "loss_scale", in resblock precision the scales; "settling" where a falling scale will end the skips.
+            As the core's engine: "lr", "grad_norm" (of the whole gradient, before clipping), "skipped"; of several
+            copies "sent"; in fp16 "loss_scale", in resblock precision the scales; "settling" where a falling scale
+            will end the skips.
         """
         lr = optim.rate(self.recipe, self._step, self.steps)
         grads = list(self.gradients()) if self._ds is not None else []
         bad = self._unscale(grads)
-        tensors = [grad.tensor for grad in grads]
-        norm, finite, whole_loss = self._norm(tensors)
-        made = {"lr": lr, "grad_norm": norm, "skipped": 0.0 if finite else 1.0}
+        found = reduction.reduce(self._reducer, grads, self._copies, self._finite, alike=not self._fragments.split)
+        made = {"lr": lr, "grad_norm": found.norm, "skipped": 0.0 if found.finite else 1.0}
+        made |= {"sent": float(found.sent)} if self._copies.count > 1 else {}
         if self._scales is not None and bad is not None:
-            made |= self._rescale(self._scales, bad, finite, whole_loss)
+            made |= self._scales.move(bad, made=found.finite, loss=found.loss)
         if self._loss_scale is not None:
-            made |= self._loss_scale.move(finite, loss=whole_loss)
-        if finite:
-            self._update(tensors, norm, lr)
+            made |= self._loss_scale.move(found.finite, loss=found.loss)
+        if found.finite:
+            found.decompress(True)
+            reduction.clip([grad.tensor for grad in grads], found.norm, self.recipe.clip)
+            self._update(found.norm, lr)
         else:
             self._skip(grads, quietly="settling" in made)
+            found.decompress(False)
+            self._poison()
         self._begin()
         return made
 
@@ -183,41 +203,12 @@ class DeepSpeedEngine:
             torch._foreach_div_([grad.tensor for grad in grads], self._loss_scale.value)
         if self._scales is None:
             return None
-        bad = self._scales.unscale(grads)
-        if self.world.size > 1:
-            flags = bad.to(torch.int32)
-            dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-            bad = flags.bool()
-        return bad
+        return reduction.any_process(self._scales.unscale(grads), self.world)
 
-    def _norm(self, tensors: list[Tensor]) -> tuple[float, bool, bool]:
-        """Return the norm over all processes, whether all is finite, and whether the losses are."""
-        squared = torch.zeros((), dtype=torch.float64, device=self.device)
-        if tensors:
-            norms = torch.stack([x.double() for x in torch._foreach_norm(tensors)])
-            squared = norms.square().sum().to(self.device)
-        if not self._fragments.split:
-            squared = squared / self.world.size  # every process holds all of it
-        found = torch.stack((squared, (~self._finite).double()))
-        if self.world.size > 1:
-            dist.all_reduce(found)
-        total, losses = found.tolist()
-        norm = math.sqrt(total) if math.isfinite(total) else math.inf
-        return norm, math.isfinite(norm) and losses == 0, losses == 0
-
-    def _rescale(self, scales: resblock.Scales, bad: Tensor, finite: bool, loss: bool) -> dict[str, float]:
-        """Move the blocks' scales by what overflowed; return them for the curves."""
-        settling = not finite and loss and scales.can_fall(bad)
-        for name in scales.update(bad, made=finite):
-            log.info("%s: a gradient overflowed; its scale falls to 2^%.3f", name, scales.log2()[name])
-        return {**scales.row(), **({"settling": 1.0} if settling else {})}
-
-    def _update(self, tensors: list[Tensor], norm: float, lr: float) -> None:
+    def _update(self, norm: float, lr: float) -> None:
         self._updates += 1
         if self._ds is None:
             return
-        if self.recipe.clip is not None and norm > self.recipe.clip:
-            torch._foreach_mul_(tensors, self.recipe.clip / (norm + 1e-6))
         self._fragments.settle()
         for params in self._ds.optimizer.param_groups:
             params["lr"] = lr * params["scale"]
@@ -232,10 +223,12 @@ class DeepSpeedEngine:
         """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
         for name, x in self._state_buffers():
             x.copy_((self._buffers or {}).get(name, x))
-        bad = {grad.block or grad.name for grad in grads if not torch.isfinite(grad.tensor).all()}
-        where = sorted({name for found in self.world.gather(bad) for name in found})
-        if where and not quietly:
-            log.warning("gradient is not finite in %s%s", where[0], f" and {len(where) - 1} more" if where[1:] else "")
+        where = "" if quietly else reduction.blame(grads, self.world)
+        if where:
+            log.warning("gradient is not finite in %s", where)
+
+    def _poison(self) -> None:
+        """Have DeepSpeed go through a step in which it changes nothing."""
         if self._ds is not None and self._zero > 0:
             self._fragments.poison()
             self._ds.step()
@@ -252,9 +245,9 @@ class DeepSpeedEngine:
 
     def _whole(self, name: str, held: Tensor) -> Tensor:
         """Return a whole tensor of which this process holds a run."""
-        if self._fragments.alike(name) or self.world.size == 1:
+        if self._fragments.alike(name) or self._copies.shards == 1:
             return held.view(self._shape(name))
-        return gather(held, self._fragments.span(name), self._shape(name), None)
+        return gather(held, self._fragments.span(name), self._shape(name), self._copies.inside)
 
     def _kept(self, name: str) -> Tensor:
         """Return a whole parameter as it is to be kept: its average where there is one."""
@@ -295,16 +288,19 @@ class DeepSpeedEngine:
             self._fragments.publish()
 
     def save(self, folder: Path) -> None:
-        """Write this process's pieces: weights and buffers, optimiser, average; the first process: scales, updates."""
+        """Write this process's pieces: weights and buffers, optimiser, average, reducer; the first process: scales,
+        updates. All take part; those of the first copy write."""
         parts = self._fragments
-        pieces: dict[str, Piece] = {}
+        pieces = reduction.state_pieces(self._reducer, self._copies, parts.span, self._shape)
+        if self._copies.copy > 0:
+            return
         for name in self._held:
             if not parts.alike(name) or self.world.rank == 0:
                 pieces |= self._pieces(name)
         if self.world.rank == 0:
             rest = self.stage.state_dict().items()
             pieces |= {f"weights:{name}": whole(x) for name, x in rest if name not in self._held}
-        write(folder, self.world.rank, self.world.size, pieces)
+        write(folder, self._copies.shard, self._copies.shards, pieces)
         if self.world.rank == 0:
             atomic_text(folder / "engine.json", json.dumps(self._said()))
 
@@ -351,6 +347,9 @@ class DeepSpeedEngine:
             for name, x in self.stage.state_dict(keep_vars=True).items():
                 if name not in self._held:
                     x.copy_(found.tensor(name))
+            state = reduction.state_from(found, self._copies, parts.span)
+            if state:
+                self._reducer.load_state_dict(state)
         if self._ds is not None:
             parts.publish()
         if self._scales is not None:

@@ -11,13 +11,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from zoo.errors import ConfigError, suggest
 from zoo.parts import Recipe
 from zoo.planning.buckets import DEFAULT
+
+if TYPE_CHECKING:
+    from zoo.train.copies import Copies
 
 REFUSED = {
     "optimizer": "the recipe decides the optimiser: --set PART.train.lr=...",
@@ -65,6 +68,12 @@ class Own:
     def stage(self) -> int | None:
         """The ZeRO stage it asks for."""
         return self.data.get("zero_optimization", {}).get("stage")
+
+    @property
+    def offloads(self) -> bool:
+        """Whether parameters or the optimiser's state lie on the CPU."""
+        zero = self.data.get("zero_optimization", {})
+        return any(zero.get(name, {}).get("device") == "cpu" for name in ("offload_param", "offload_optimizer"))
 
     def scaler(self) -> LossScaler:
         """Return the loss scaler it describes, DeepSpeed's default where it does not.
@@ -134,33 +143,33 @@ def building(stage: int, own: Own, processes: int) -> dict[str, Any]:
     return compose(stage, own, batch=processes, pieces=1, processes=processes, clip=None, params=1 << 62)
 
 
-def training(stage: int, own: Own, recipe: Recipe, processes: int, params: int) -> dict[str, Any]:
+def training(stage: int, own: Own, recipe: Recipe, copies: Copies, params: int) -> dict[str, Any]:
     """Return the JSON with which a stage is trained.
 
     Args:
         stage: of ZeRO.
         own: the user's file.
         recipe: whose batch is the whole one.
-        processes: among which the batch is divided.
+        copies: of the model. DeepSpeed knows of one, and of that one's share of the batch.
         params: parameters of the model; no bucket is larger.
 
     Raises:
         ConfigError: the file contradicts the recipe.
     """
     return compose(
-        stage, own, batch=recipe.batch, pieces=recipe.accumulate, processes=processes, clip=recipe.clip, params=params,
-        checked=True,
+        stage, own, batch=recipe.batch, pieces=recipe.accumulate, processes=copies.shards, clip=recipe.clip,
+        params=params, copies=copies.count, checked=True,
     )  # fmt: skip
 
 
 def compose(
     stage: int, own: Own, *, batch: int, pieces: int, processes: int, clip: float | None, params: int,
-    checked: bool = False,
+    copies: int = 1, checked: bool = False,
 ) -> dict[str, Any]:  # fmt: skip
     """Return the merged JSON; `checked`: raise ConfigError where the file contradicts these numbers."""
     numbers = {
         "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": batch // (pieces * processes),
+        "train_micro_batch_size_per_gpu": batch // (pieces * processes * copies),
         "gradient_accumulation_steps": pieces,
     }
     meant = {**numbers, "gradient_clipping": clip or 0.0}
@@ -178,6 +187,7 @@ def compose(
         "zero_force_ds_cpu_optimizer": False,  # with offload: the recipe's own optimiser runs on the CPU
         **left,
         **numbers,
+        "train_batch_size": batch // copies,
         "gradient_clipping": 0.0,  # the engine clips, after reduction between machines
         "zero_optimization": {**DEFAULT.within(params).zero_optimization(), **zero, "stage": stage},
     }

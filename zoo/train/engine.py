@@ -1,4 +1,4 @@
-"""The built-in engine: plain torch, one process.
+"""The built-in engine: plain torch, one process, or several that each hold the whole model.
 
 An engine owns the wrapped stage, the optimiser, the average of the weights and the step. The loop knows engines by
 the `Engine` interface alone, so that a plugin's engine (sharded, distributed) takes this one's place by name.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,14 +16,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from zoo.errors import ConfigError
 from zoo.interfaces import Batch, Grad, Losses
 from zoo.nn.residual import residuals
 from zoo.parts import Recipe
 from zoo.rng import Rng
-from zoo.train import optim, resblock
+from zoo.train import group, optim, reduction, resblock
+from zoo.train.copies import copies
 from zoo.train.ema import Ema
 from zoo.train.shards import MOMENTS, Shards, whole, write
 from zoo.train.stage import Stage
@@ -47,19 +46,14 @@ def check(options: Any) -> None:
             "--precision fp16 scales the loss, which engine 'torch' does not: "
             "add --engine deepspeed, or use fp32, bf16 or resblock"
         )
-    if options.reducer is not None:
-        raise ConfigError(f"--reducer {options.reducer} works between processes, and engine 'torch' runs one")
-    launched = int(os.environ.get("WORLD_SIZE", "1"))
-    if launched > 1:
-        raise ConfigError(f"engine 'torch' runs one process and {launched} were launched: add --engine deepspeed")
 
 
 class TorchEngine:
-    """One process, fp32 weights. "bf16": the forward is autocast. "resblock": the residual branches run in fp16.
+    """Weights in fp32, whole on every process. "bf16": the forward is autocast. "resblock": residual branches in fp16.
 
     Args:
-        options: `TrainOptions`, of which this engine reads `precision`.
-        device: where to train; None: the first CUDA device, else torch's default device.
+        options: `TrainOptions`, of which this engine reads `precision`, `reducer` and `timeout`.
+        device: where to train; None: this process's CUDA device, else torch's default device.
 
     Raises:
         ConfigError: an option that needs another engine.
@@ -67,9 +61,12 @@ class TorchEngine:
 
     def __init__(self, options: Any, *, device: str | torch.device | None = None) -> None:
         check(options)
-        default = "cuda" if torch.cuda.is_available() else torch.get_default_device()
+        several = group.processes() > 1
+        self.world: Any = group.meet(options.timeout) if several else World()
+        default = group.device() if several or torch.cuda.is_available() else torch.get_default_device()
         self.device = torch.device(device if device is not None else default)
-        self.world = World()
+        self._copies = copies(self.world, 0, options)
+        self._reducer = reduction.make_reducer(options)
         self._bf16 = options.precision == "bf16"
         self._resblock = options.precision == "resblock"
 
@@ -131,55 +128,45 @@ class TorchEngine:
         """Update the weights, or skip the update when a loss or a gradient is not finite.
 
         Returns:
-            "lr", "grad_norm" (before clipping), and "skipped", 1.0 when nothing was changed, else 0.0; in resblock
-            precision the scales too, and "settling", 1.0 where a skip is an overflow that a falling scale will end.
+            "lr", "grad_norm" (before clipping), and "skipped", 1.0 when nothing was changed, else 0.0; of several
+            processes "sent", the bytes this one put into the reduction; in resblock precision the scales too, and
+            "settling", 1.0 where a skip is an overflow that a falling scale will end.
         """
-        bad = self.scales.unscale(self.gradients()) if self.scales is not None else None
-        grads = [grad.tensor for grad in self.gradients()]
-        norm = get_total_norm(grads) if grads else torch.zeros((), device=self.device)
         lr = optim.rate(self.recipe, self._step, self.steps)
-        finite = bool(self._finite & torch.isfinite(norm))
-        made = {"lr": lr, "grad_norm": float(norm), "skipped": 0.0 if finite else 1.0}
-        if bad is not None:
-            made |= self._rescale(bad, finite)
-        if finite:
-            self._update(norm, lr)
+        grads = list(self.gradients())
+        bad = reduction.any_process(self.scales.unscale(grads), self.world) if self.scales is not None else None
+        found = reduction.reduce(self._reducer, grads, self._copies, self._finite, alike=True)
+        made = {"lr": lr, "grad_norm": found.norm, "skipped": 0.0 if found.finite else 1.0}
+        made |= {"sent": float(found.sent)} if self.world.size > 1 else {}
+        if self.scales is not None and bad is not None:
+            made |= self.scales.move(bad, made=found.finite, loss=found.loss)
+        if found.finite:
+            found.decompress(True)
+            reduction.clip([grad.tensor for grad in grads], found.norm, self.recipe.clip)
+            self._update(lr)
         else:
-            self._skip(quietly="settling" in made)
+            self._skip(grads, quietly="settling" in made)
+            found.decompress(False)
         self._begin()
         return made
 
-    def _rescale(self, bad: Tensor, finite: bool) -> dict[str, float]:
-        """Move the gradient scales by what overflowed; return them for the curves."""
-        assert self.scales is not None
-        settling = not finite and bool(self._finite) and self.scales.can_fall(bad)
-        for name in self.scales.update(bad, made=finite):
-            log.info("%s: a gradient overflowed; its scale falls to 2^%.3f", name, self.scales.log2()[name])
-        return {**self.scales.row(), **({"settling": 1.0} if settling else {})}
-
-    def _update(self, norm: Tensor, lr: float) -> None:
+    def _update(self, lr: float) -> None:
         self._updates += 1
         if self._optimizer is None:
             return
-        if self.recipe.clip is not None:
-            clip_grads_with_norm_(self._weights.values(), self.recipe.clip, norm)
-        for group in self._optimizer.param_groups:
-            group["lr"] = lr * group["scale"]
+        for params in self._optimizer.param_groups:
+            params["lr"] = lr * params["scale"]
         self._optimizer.step()
         if self._ema is not None:
             self._ema.update(self._updates)
 
-    def _skip(self, *, quietly: bool) -> None:
+    def _skip(self, grads: list[Grad], *, quietly: bool) -> None:
         """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
         for name, x in self._state_buffers():
             x.copy_((self._buffers or {}).get(name, x))
-        if quietly:
-            return
-        bad = [grad for grad in self.gradients() if not torch.isfinite(grad.tensor).all()]
-        if bad:
-            where = sorted({grad.block or grad.name for grad in bad})
-            more = f" and {len(where) - 1} more" if len(where) > 1 else ""
-            log.warning("gradient is not finite in %s%s", where[0], more)
+        where = "" if quietly else reduction.blame(grads, self.world)
+        if where:
+            log.warning("gradient is not finite in %s", where)
 
     def _state_buffers(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the buffers that are part of the weights' file."""
@@ -201,18 +188,28 @@ class TorchEngine:
         return {name: Lazy(tuple(x.shape), x.dtype, functools.partial(fetch, name)) for name, x in own.items()}
 
     def save(self, folder: Path) -> None:
-        """Write all that training needs to go on: weights and buffers, optimiser, average, scales, updates."""
+        """Write all that training needs to go on: weights and buffers, optimiser, average, scales, updates; the first
+        process does, and all take part."""
+        pieces = reduction.state_pieces(self._reducer, self._copies, self._span, self._shape)
+        if self.world.rank > 0:
+            return
         tensors = {f"weights:{name}": x for name, x in self.stage.state_dict().items()}
         if self._optimizer is not None:
             state = optim.state_tensors(self._optimizer, self._names)
             tensors |= {key: x for key, x in state.items() if key.partition(":")[0] in MOMENTS}
         if self._ema is not None:
             tensors |= {f"average:{name}": x for name, x in self._ema.average.items()}
-        write(folder, 0, 1, {key: whole(x) for key, x in tensors.items()})
-        said: dict[str, Any] = {"engine": "torch", "updates": self._updates}
+        write(folder, 0, 1, pieces | {key: whole(x) for key, x in tensors.items()})
+        said: dict[str, Any] = {"engine": "torch", "processes": self.world.size, "updates": self._updates}
         if self.scales is not None:
             said["scales"] = self.scales.state_dict()
         (folder / "engine.json").write_text(json.dumps(said))
+
+    def _span(self, name: str) -> tuple[int, int]:
+        return 0, self._weights[name].numel()
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self._weights[name].shape)
 
     def load(self, folder: Path) -> None:
         """Go on from what `save` of any engine wrote.
@@ -230,6 +227,9 @@ class TorchEngine:
                 optim.load_state_tensors(self._optimizer, state, self._names)
             if self._ema is not None:
                 self._ema.load({name: found.tensor(name, "average") for name in self._weights})
+            state = reduction.state_from(found, self._copies, self._span)
+            if state:
+                self._reducer.load_state_dict(state)
         if self.scales is not None:
             self.scales.load_state_dict(said["scales"])
         self._begin()

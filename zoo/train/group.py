@@ -30,9 +30,14 @@ GRACE_SECONDS = 3.0
 _met: list[Group] = []
 
 
+def processes() -> int:
+    """Return how many processes the launcher has started."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def launched() -> bool:
     """Return whether this process was started by a launcher of several processes, or by DeepSpeed's own."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 or "CROSS_SIZE" in os.environ
+    return processes() > 1 or "CROSS_SIZE" in os.environ
 
 
 @attrs.frozen

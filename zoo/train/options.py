@@ -14,10 +14,15 @@ import click
 from attrs import validators as v
 
 from zoo import front
+from zoo.planning.layout import SHARDS
 
 ENGINES = ("auto", "torch", "deepspeed")
 PRECISIONS = ("fp32", "bf16", "fp16", "resblock")
 _positive = v.optional(v.ge(1))
+
+
+def _unless_none(said: str | None) -> str | None:
+    return None if said == "none" else said
 
 
 @attrs.frozen(kw_only=True)
@@ -48,8 +53,12 @@ class TrainOptions:
     """Arithmetic of the forward and backward pass."""
     recompute: bool = False
     """Recompute residual branches in the backward pass instead of keeping their activations: less memory, more work."""
-    reducer: str | None = None
-    """A gradient reducer's name, of an engine with several processes."""
+    reducer: str | None = attrs.field(default=None, converter=_unless_none)
+    """What averages gradients between copies of the model, "name" or "name:settings"; None: the plain mean."""
+    shard: Literal["machine", "all"] | None = attrs.field(default=None, validator=v.optional(v.in_(SHARDS)))
+    """Which processes share a copy of the model in shards; None: see `zoo.planning.layout.shard_of`."""
+    per_node: int | None = attrs.field(default=None, validator=_positive)
+    """Processes of a machine; None: as the launcher says."""
     timeout: float = attrs.field(default=30.0, validator=v.gt(0))
     """Minutes for which a process waits for the others before it gives up."""
     set: tuple[str, ...] = ()
@@ -86,7 +95,9 @@ class TrainOptions:
 @click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage (engine deepspeed).")
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
 @click.option("--recompute", is_flag=True, help="Recompute residual branches in the backward pass: less memory.")
-@click.option("--reducer", help="Gradient reducer between machines, such as powersgd.")
+@click.option("--shard", type=click.Choice(SHARDS), help="Share a copy of the model inside each machine, or by all.")
+@click.option("--per-node", type=click.IntRange(1), help="Processes of a machine. Default: as the launcher says.")
+@click.option("--reducer", help="Gradient reducer between copies: powersgd, powersgd-dalle:rank=128 ...")
 @click.option("--set", "set", multiple=True, metavar="FIELD=VALUE", help="Change a field: --set prior.depth=2.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint.")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Run folder. Default: runs/MODEL.")

@@ -14,7 +14,7 @@ log2(scale / M) is a whole number of thousandths, so the law is exact in integer
 among M' workers without a word. What runs between these scales is in `zoo.nn.scaled`.
 
 An engine makes the step in this order: `bad = scales.unscale(gradients)`; the maximum of `bad` over all processes;
-reduce, norm, clip; step or skip, which is the same on every process; `scales.update(bad, made=...)`.
+reduce, norm, clip; step or skip, which is the same on every process; `scales.move(bad, made=..., loss=...)`.
 
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
 """
@@ -144,6 +144,21 @@ class Scales:
                 self._law[i] = min(self._law[i] + GROWTH, HIGHEST)
         self._publish()
         return divided
+
+    def move(self, bad: Tensor, *, made: bool, loss: bool) -> dict[str, float]:
+        """Do `update`, say what fell, and return the row of an update for the curves.
+
+        Args:
+            bad, made: as in `update`.
+            loss: the losses were finite, so that it was gradients that overflowed.
+
+        Returns:
+            The scales, and "settling" where a falling scale will end the skips.
+        """
+        settling = not made and loss and self.can_fall(bad)
+        for name in self.update(bad, made=made):
+            log.info("%s: a gradient overflowed; its scale falls to 2^%.3f", name, self.log2()[name])
+        return {**self.row(), **({"settling": 1.0} if settling else {})}
 
     def can_fall(self, bad: Tensor) -> bool:
         """Return whether all that is bad is in blocks whose scale is not at its lowest: time will mend it."""

@@ -7,7 +7,7 @@ a checkpoint can be taken up by another number of processes, another way of shar
 the runs it needs, and nothing is gathered.
 
 Kinds: "weights" (parameters, and buffers of the state dict), "exp_avg" and "exp_avg_sq" (the optimiser's moments),
-"average" (the moving average of the weights).
+"average" (the moving average of the weights), "error" and "reducer" (error feedback and the rest of a reducer's state).
 """
 
 from __future__ import annotations
@@ -17,15 +17,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
-from zoo.errors import BadRun
-from zoo.weights import Lazy, read_metadata, stream_tensors
+from zoo.errors import BadRun, BadWeights
+from zoo.weights import Lazy, TensorFile, stream_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -56,6 +55,15 @@ def write(folder: Path, rank: int, size: int, pieces: Mapping[str, Piece]) -> No
     stream_tensors(folder / f"state-{rank:05d}-of-{size:05d}.safetensors", tensors, {"places": places})
 
 
+class _Run(NamedTuple):
+    """Values [start, stop) of a flattened tensor, which `file` holds from its value `at`."""
+
+    start: int
+    stop: int
+    at: int
+    file: TensorFile
+
+
 class Shards:
     """The tensors of a checkpoint, read by runs. A context: the files are open inside it.
 
@@ -66,25 +74,25 @@ class Shards:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._places: dict[str, list[tuple[int, Path]]] = {}
+        self._places: dict[str, list[tuple[int, TensorFile]]] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        paths = sorted(folder.glob("state-*-of-*.safetensors"))
-        if not paths:
+        self._files = [TensorFile(path) for path in sorted(folder.glob("state-*-of-*.safetensors"))]
+        if not self._files:
             raise BadRun(f"{folder} holds no checkpoint of this zoo (state-*.safetensors)")
-        for path in paths:
-            for key, (start, shape) in read_metadata(path)["places"].items():
-                self._places.setdefault(key, []).append((start, path))
+        for file in self._files:
+            if "places" not in file.metadata:
+                raise BadWeights(f"{file.path}: no piece of a checkpoint of this zoo")
+            for key, (start, shape) in file.metadata["places"].items():
+                self._places.setdefault(key, []).append((start, file))
                 self.shapes[key] = tuple(shape)
-        self._open: dict[Path, Any] = {}
         self._stack = ExitStack()
 
     def __enter__(self) -> Shards:
-        paths = {path for places in self._places.values() for _, path in places}
-        self._open = {path: self._stack.enter_context(safe_open(str(path), framework="pt")) for path in paths}
+        for file in self._files:
+            self._stack.enter_context(file)
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._open = {}
         self._stack.close()
 
     def __contains__(self, key: str) -> bool:
@@ -94,8 +102,13 @@ class Shards:
         """Return the names of the tensors of a kind."""
         return [key.partition(":")[2] for key in self._places if key.startswith(f"{kind}:")]
 
-    def read(self, key: str, start: int = 0, stop: int | None = None) -> Tensor:
+    def read(self, key: str, start: int = 0, stop: int | None = None, *, gaps: bool = False) -> Tensor:
         """Return values [start, stop) of the flattened tensor, on the CPU.
+
+        Args:
+            key: "kind:name".
+            start, stop: which values; None: to the end.
+            gaps: values that no file holds are zero.
 
         Raises:
             BadRun: the checkpoint has no such tensor, or not all of these values.
@@ -103,30 +116,32 @@ class Shards:
         if key not in self._places:
             raise BadRun(f"{self.folder} has no '{key}': it is of another model or another recipe")
         stop = math.prod(self.shapes[key]) if stop is None else stop
-        if start == stop:
-            return self._open[self._places[key][0][1]].get_slice(key)[0:0]
-        found = sorted(self._runs(key, start, stop), key=lambda run: run[0])
+        found = sorted(self._runs(key, start, stop), key=lambda run: run.start)
         at = start
-        for begins, x in found:
-            at = begins + len(x) if begins == at else -1
-        if at != stop:
+        for run in found:
+            at = run.stop if run.start == at else -1
+        if at != stop and not gaps:
             raise BadRun(f"{self.folder}: '{key}' lacks some of its values {start} to {stop}")
-        return found[0][1] if len(found) == 1 else torch.cat([x for _, x in found])
+        values = (torch.zeros if gaps else torch.empty)(stop - start, dtype=self._dtype(key))
+        for run in found:
+            run.file.read(key, run.at, values[run.start - start : run.stop - start])
+        return values
 
-    def _runs(self, key: str, start: int, stop: int) -> Iterator[tuple[int, Tensor]]:
-        """Yield (place, values) of the parts of [start, stop) that the files hold."""
-        for begins, path in self._places[key]:
-            piece = self._open[path].get_slice(key)
-            low, high = max(start, begins), min(stop, begins + piece.get_shape()[0])
+    def _runs(self, key: str, start: int, stop: int) -> Iterator[_Run]:
+        """Yield the parts of [start, stop) that the files hold."""
+        for begins, file in self._places[key]:
+            low, high = max(start, begins), min(stop, begins + math.prod(file.shape(key)))
             if low < high:
-                yield low, piece[low - begins : high - begins]
+                yield _Run(low, high, low - begins, file)
+
+    def _dtype(self, key: str) -> torch.dtype:
+        return self._places[key][0][1].dtype(key)
 
     def lazy(self, name: str, *, raw: bool = False) -> Lazy:
         """Return a parameter or buffer as it is to be kept: its average where there is one and not `raw`."""
         kind = "average" if not raw and f"average:{name}" in self else "weights"
         key = f"{kind}:{name}"
-        dtype = self._open[self._places[key][0][1]].get_slice(key)[0:0].dtype
-        return Lazy(self.shapes[key], dtype, lambda: self.tensor(name, kind))
+        return Lazy(self.shapes[key], self._dtype(key), lambda: self.tensor(name, kind))
 
     def tensor(self, name: str, kind: str = "weights") -> Tensor:
         """Return a whole tensor, in its shape."""

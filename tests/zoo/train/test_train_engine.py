@@ -197,12 +197,6 @@ def test_what_needs_another_engine_is_refused_in_a_line(changes, said):
         engine(**changes)
 
 
-def test_many_processes_are_refused(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="2 were launched"):
-        engine()
-
-
 def test_options_are_checked_where_they_are_made():
     with pytest.raises(ValueError, match="steps"):
         options(steps=0)
