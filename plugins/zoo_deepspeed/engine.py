@@ -63,22 +63,16 @@ class DeepSpeedEngine:
         self._zero = settings.stage_of(options, self._own)
         self._copies = copies(self.world, self._zero, options)
         self._reducer = reduction.make_reducer(options)
-        self._check_room_between()
+        self._check_offload()
         self._ds: Any = None
 
-    def _check_room_between(self) -> None:
-        """Raise ConfigError where gradients lie where they cannot be sent from, and say where nothing will be sent."""
-        alone = self._copies.count == 1
-        if not alone and self.device.type == "cuda" and self._own.offloads:
+    def _check_offload(self) -> None:
+        """Raise ConfigError where gradients lie where they cannot be sent from."""
+        if self._copies.count > 1 and self.device.type == "cuda" and self._own.offloads:
             raise ConfigError(
                 f"{self._own.path} offloads to the CPU, from where gradients are not averaged between machines: take "
                 "offload_optimizer and offload_param out, or --shard all without --reducer"
             )
-        if alone and self.world.size > 1 and not isinstance(self._reducer, reduction.Mean):
-            log.warning(
-                "--reducer has nothing to do: all %d processes share one copy of the model. It works between machines; "
-                "--per-node 1 takes every process for a machine of its own", self.world.size,
-            )  # fmt: skip
 
     def building(self) -> AbstractContextManager[Any]:
         """Return the context in which trained parts are constructed: partitioned at stage 3."""

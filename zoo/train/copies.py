@@ -9,6 +9,7 @@ Ranks of a copy are neighbours, as launchers number them machine by machine.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from datetime import timedelta
@@ -19,6 +20,8 @@ from torch import distributed as dist
 
 from zoo.errors import ConfigError
 from zoo.planning.layout import check_reducer, processes_of_a_copy, shard_of
+
+log = logging.getLogger("zoo.train")
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -50,15 +53,14 @@ def copies(world: Any, zero: int, options: Any) -> Copies:
     Raises:
         ConfigError: the processes make no whole machines, or the reducer cannot work here.
     """
-    if options.reducer is not None and world.size == 1:
-        raise ConfigError(
-            f"--reducer {options.reducer} works between processes, and there is one: start several with `deepspeed` "
-            "or `torchrun`, or leave it out"
-        )
     per_node = machine(world.size, options.per_node)
     each = processes_of_a_copy(zero, shard_of(zero, options.shard, options.reducer), per_node, world.size)
     check_reducer(zero, each, options.reducer)
     count, place = world.size // each, divmod(world.rank, each)
+    if options.reducer is not None and count == 1:
+        one = "there is one process" if world.size == 1 else f"all {world.size} processes share one copy of the model"
+        more = "; --per-node 1 takes each for a machine of its own" if world.size > 1 else ""
+        log.warning("--reducer %s has nothing to do between machines: %s%s", options.reducer, one, more)
     said: dict[str, int] = {"shards": each, "count": count, "copy": place[0], "shard": place[1]}
     if world.size == 1 and not dist.is_initialized():
         return Copies(**said)

@@ -19,10 +19,11 @@ from zoo.parts import Recipe
 from zoo.runs import RunFolder
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.facts import check, facts
-from zoo.train.feed import AHEAD, Feed, check_shares
+from zoo.train.feed import AHEAD, Feed
 from zoo.train.loop import Job, train
-from zoo.train.metrics import Metrics
+from zoo.train.metrics import Metrics, read_rows
 from zoo.train.options import TrainOptions
+from zoo.train.reduction import total_sent
 from zoo.train.stage import Stage, fitted_roles, key_of, recipe_of, trained_roles
 from zoo.train.store import open_store
 from zoo.train.world import agree, first
@@ -67,14 +68,13 @@ def train_stage(setting: Setting, part: str) -> None:
     Raises:
         NotReady: a part it is trained on has no weights.
         BadRun: its checkpoint was made with other settings.
-        ConfigError: the batch does not divide, or may not be split.
+        ConfigError: the batch may not be split.
     """
     options, generator, engine = setting.options, setting.generator, setting.engine
     if not trained_roles(generator, part):
         _fit(setting, part, _open(setting, "train", Recipe()))
         return
-    recipe = _recipe(generator, part, options)
-    check_shares(recipe.batch, engine.world.size, recipe.accumulate)
+    recipe = recipe_for(generator, part, options)
     data = _open(setting, "train", recipe)
     _fit(setting, part, data)
     prints = _frozen_prints(setting, part)
@@ -123,6 +123,7 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
             data=data.fingerprint,
             recipe=recipe,
             precision=options.precision,
+            reducer=options.reducer,
             config={role: module.config for role, module in parts.items()},
             trained_on=prints,
         ),
@@ -165,7 +166,7 @@ def _open(setting: Setting, split: str, recipe: Recipe) -> Any:
     return registry.open_dataset(setting.data, split=split, size=size, transform=recipe.transform)
 
 
-def _recipe(generator: Any, part: str, options: TrainOptions) -> Recipe:
+def recipe_for(generator: Any, part: str, options: TrainOptions) -> Recipe:
     """Return the stage's recipe with what the command line says in its place."""
     said = {name: getattr(options, name) for name in ("steps", "batch", "accumulate")}
     return attrs.evolve(recipe_of(generator, part), **{k: x for k, x in said.items() if x is not None})
@@ -246,4 +247,6 @@ def _finish(setting: Setting, stage: Stage, recipe: Recipe, prints: Mapping[str,
             for _, tensor in file_order(mine):
                 tensor.fetch()
     world.barrier()
+    if sent := total_sent(row for row in read_rows(folder.path / "metrics.jsonl") if row.get("part") == stage.part):
+        log.info("%s: each process sent %.4g MB of gradients between copies of the model", stage.part, sent / 1e6)
     log.info("%s: done, %s", stage.part, folder.part_path(stage.part))

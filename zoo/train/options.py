@@ -136,8 +136,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     0 done, 2 the user's mistake (one line on stderr), 130 Ctrl-C, 143 SIGTERM, 1 a failure.
     """
     speaks = os.environ.get("RANK", "0") == "0"
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # else the end of one process is a stack of C++ in another
     logging.basicConfig(level=logging.INFO if speaks else logging.ERROR, format="%(message)s", stream=sys.stderr)
     code = _main(argv, speaks)
+    if code == 2 and "ZOO_MISTAKE" in os.environ:  # torchrun keeps exit codes to itself; scripts/supervise asks
+        Path(os.environ["ZOO_MISTAKE"]).touch()
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()

@@ -189,12 +189,21 @@ def test_a_part_without_parameters_goes_through_the_same_loop():
     [
         ({"zero": 2}, "--engine deepspeed"),
         ({"precision": "fp16"}, "--precision fp16"),
-        ({"reducer": "powersgd"}, "--reducer powersgd"),
     ],
 )
 def test_what_needs_another_engine_is_refused_in_a_line(changes, said):
     with pytest.raises(ConfigError, match=said):
         engine(**changes)
+
+
+def test_a_reducer_in_one_process_is_said_to_do_nothing(caplog):
+    engine(reducer="powersgd:rank=2")
+    assert "--reducer powersgd:rank=2 has nothing to do between machines: there is one process" in caplog.text
+
+
+def test_an_unknown_setting_of_a_reducer_is_refused():
+    with pytest.raises(ConfigError, match="powersgd"):
+        engine(reducer="powersgd:rnk=2")
 
 
 def test_options_are_checked_where_they_are_made():
