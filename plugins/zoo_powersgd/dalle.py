@@ -102,7 +102,7 @@ class PowerSgdDalle:
         finite = not any(bad) and math.isfinite(norm)
         self._open = bool(works)
         settle = partial(self._settle, works, exchange.size) if works else None
-        return Reduced(norm if finite else math.inf, finite, settle)
+        return Reduced(norm if finite else math.inf, finite, settle, exchange.sent)
 
     def _project(self, matrix: Matrix, size: int) -> Work:
         """Add the buffer to the gradient, in place, (2); return P of this rank, (3)."""

@@ -77,7 +77,7 @@ class PowerSgd:
         finite = math.isfinite(norm)
         self._open = bool(matrices)
         settle = partial(self._settle, matrices, ps, qs, finite) if matrices else None
-        return Reduced(norm if finite else math.inf, finite, settle)
+        return Reduced(norm if finite else math.inf, finite, settle, exchange.sent)
 
     def _project(self, matrix: Matrix) -> Tensor:
         """Make the gradient M = gradient + error, in place; return P = M Q of this rank."""

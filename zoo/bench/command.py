@@ -12,8 +12,18 @@ import click
 from zoo import front
 from zoo.errors import UnknownName
 
-BENCHES = {"dalle": "zoo.bench.dalle", "resblock": "zoo.bench.resblock", "vq": "zoo.bench.vq"}
+BENCHES = {
+    "dalle": "zoo.bench.dalle",
+    "memory": "zoo.bench.memory",
+    "powersgd": "zoo.bench.powersgd",
+    "powersgd-run": "zoo.bench.powersgd_run",
+    "resblock": "zoo.bench.resblock",
+    "stages": "zoo.bench.stages",
+    "vq": "zoo.bench.vq",
+}
 """Name -> module with `rows() -> list[Row]`."""
+PEERS = ("dalle", "resblock", "vq")
+"""What is run where nothing is named; the others take up to an hour each."""
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -21,16 +31,20 @@ BENCHES = {"dalle": "zoo.bench.dalle", "resblock": "zoo.bench.resblock", "vq": "
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {name, ours, peer, ratio, unit, sizes}.")
 def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
-    """Run the benchmarks NAME (all of them if none is named): dalle, resblock, vq.
+    """Run the benchmarks NAME; dalle, resblock and vq if none is named.
 
     Ours and the peer run in turn in one process; figures are medians, and the ratio is taken pair by pair. Use a
     machine with nothing else running. (resblock compares what trainings end at.)
+
+    Trainings in several processes on this machine, each compared with what it should be: memory, powersgd,
+    powersgd-run, stages. `python -m zoo.bench.powersgd_run --help` and `python -m zoo.bench.stages --help` keep what is
+    done, and go on with it.
     """
     import torch
 
     torch.set_num_threads(threads)
     rows = []
-    for name in names or BENCHES:
+    for name in names or PEERS:
         if name not in BENCHES:
             raise UnknownName("benchmark", name, BENCHES)
         rows += importlib.import_module(BENCHES[name]).rows()

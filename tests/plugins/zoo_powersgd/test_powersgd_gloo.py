@@ -40,7 +40,7 @@ def one_step(reducer, tensors, group):
     reduced = reducer.reduce(grads(tensors), group)
     if reduced.decompress is not None:
         reduced.decompress(reduced.finite)
-    return {**tensors, "norm": reduced.norm_squared, "finite": reduced.finite}
+    return {**tensors, "norm": reduced.norm_squared, "finite": reduced.finite, "sent": reduced.sent}
 
 
 def variant(name: str, rank: int, pairs) -> dict:
@@ -183,6 +183,7 @@ def test_bytes_sent_are_what_the_planner_says(said, name) -> None:
     assert 0 < traffic.matrices < traffic.matrices_dense
     for rank in said:
         for step, sent in enumerate(rank[name]["sent"]):
+            assert rank[name]["steps"][step]["sent"] == sum(sent.values())
             if step < VARIANTS[name][1].dense_steps:
                 assert sent == {"matrices": 0, "rest": traffic.start_up}
             else:
