@@ -41,6 +41,10 @@ def check(options: Any) -> None:
     """
     if options.zero is not None:
         raise ConfigError("--zero shards a model, which engine 'torch' cannot: add --engine deepspeed")
+    if options.shard is not None:
+        raise ConfigError(
+            "--shard says what a model is sharded over, and engine 'torch' does not: add --engine deepspeed"
+        )
     if options.precision == "fp16":
         raise ConfigError(
             "--precision fp16 scales the loss, which engine 'torch' does not: "

@@ -20,6 +20,7 @@ LAYOUTS = {
 LOW = "powersgd:rank=2,dense_steps=2,min_elements=64"
 REDUCERS = {
     "low3": {"zero": 3, "per_node": 2, "reducer": LOW},
+    "low2": {"zero": 2, "per_node": 1, "reducer": LOW},
     "low0": {"zero": 0, "reducer": LOW},
     "lowtorch": {"engine": "torch", "reducer": LOW},
     "dalle3": {"zero": 3, "per_node": 2, "reducer": "powersgd-dalle:rank=8"},
@@ -83,9 +84,10 @@ def test_a_reducer_sends_less_and_learns_alike(place, name):
     assert numbers(top / name, "prior")[-1] != numbers(top / "alone", "prior")[-1]
 
 
-def test_plain_data_parallel_training_is_the_same_under_either_engine(place):
+def test_plain_data_parallel_training_is_the_same_under_either_engine_and_at_any_stage(place):
     top, _ = place
-    assert numbers(top / "low0", "prior") == pytest.approx(numbers(top / "lowtorch", "prior"), rel=1e-5)
+    for name in ("low0", "low2"):
+        assert numbers(top / name, "prior") == pytest.approx(numbers(top / "lowtorch", "prior"), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", REDUCERS)

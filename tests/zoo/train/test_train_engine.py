@@ -188,6 +188,7 @@ def test_a_part_without_parameters_goes_through_the_same_loop():
     ("changes", "said"),
     [
         ({"zero": 2}, "--engine deepspeed"),
+        ({"shard": "all"}, "--engine deepspeed"),
         ({"precision": "fp16"}, "--precision fp16"),
     ],
 )
