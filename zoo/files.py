@@ -52,6 +52,20 @@ def atomic_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         temporary.write_bytes(data)
 
 
+def allow_open_files(count: int) -> None:
+    """Let this process have `count` more files open, as far as it may decide that itself."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return
+    wanted = soft + count if hard == resource.RLIM_INFINITY else min(soft + count, hard)
+    with contextlib.suppress(ValueError, OSError):  # then opening them says what is wrong
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def sync(path: Path) -> None:
     """Flush a file, or a folder with all that is in it, to the disk."""
     if path.is_dir():

@@ -103,6 +103,7 @@ def stream_tensors(
                 )
             if x.numel():
                 file.write(x.view(-1).view(uint8).numpy().data)
+            del x  # before the next is fetched
 
 
 def file_order(tensors: Mapping[str, Lazy]) -> list[tuple[str, Lazy]]:
@@ -161,16 +162,64 @@ def load_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         return {name: file.get_tensor(name) for name in names}, _metadata(file, path)
 
 
-@contextmanager
-def lazy_tensors(path: str | os.PathLike[str]) -> Iterator[dict[str, Lazy]]:
-    """Open a safetensors file; tensors are read when they are fetched, inside the block; raises as `load_tensors`."""
-    with _opened(path) as file:
-        found = {}
-        for name in file.keys():  # noqa: SIM118
-            piece = file.get_slice(name)
-            dtype = _dtype(piece.get_dtype())
-            found[name] = Lazy(tuple(piece.get_shape()), dtype, partial(file.get_tensor, name))
-        yield found
+class TensorFile:
+    """A safetensors file whose values are read by runs. A context: the file is open inside it.
+
+    With plain reads, so that no more is held than what was asked for: pages of a mapped file count as this process's
+    memory once they are read.
+
+    Raises:
+        BadWeights: the file is missing, truncated, or not safetensors.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.metadata = read_metadata(path)  # which compares the header with the file's size
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            self._entries: dict[str, Any] = json.loads(file.read(length))
+        self._entries.pop("__metadata__", None)
+        self._begins = 8 + length
+        self._file: Any = None
+
+    def __enter__(self) -> TensorFile:
+        self._file = self.path.open("rb")
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._file.close()
+
+    def lazy(self) -> dict[str, Lazy]:
+        """Return all tensors, each read when it is fetched, inside the block."""
+        return {name: Lazy(self.shape(name), self.dtype(name), partial(self.tensor, name)) for name in self._entries}
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape."""
+        return tuple(self._entries[name]["shape"])
+
+    def dtype(self, name: str) -> torch.dtype:
+        """Return a tensor's type."""
+        return _dtype(self._entries[name]["dtype"])
+
+    def tensor(self, name: str) -> Tensor:
+        """Return a whole tensor, on the CPU."""
+        import torch
+
+        values = torch.empty(self.shape(name), dtype=self.dtype(name))
+        self.read(name, 0, values.view(-1))
+        return values
+
+    def read(self, name: str, start: int, into: Tensor) -> None:
+        """Fill `into` [length], contiguous and of the tensor's type, with the flattened tensor's values from `start`.
+
+        Raises:
+            BadWeights: the file ends before.
+        """
+        from torch import uint8
+
+        self._file.seek(self._begins + self._entries[name]["data_offsets"][0] + start * into.element_size())
+        if into.numel() and self._file.readinto(into.view(uint8).numpy().data) != into.nbytes:
+            raise BadWeights(f"{self.path}: truncated inside '{name}'")
 
 
 def read_metadata(path: str | os.PathLike[str]) -> dict[str, Any]:

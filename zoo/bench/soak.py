@@ -63,12 +63,13 @@ class Run:
         self.best: dict[str, int] = {}
         """Part -> step of the newest checkpoint that was ever seen."""
         self._left: set[tuple[str, int]] = set()
+        self._said = 0
 
     def start(self, size: int, *more: str) -> None:
         """Start the training command on `size` processes; it goes on from the newest checkpoint."""
         port = free_port()
         self.starts += 1
-        self._left = self._hidden()
+        self._left, self._said = self._hidden(), self._stamp()
         self.processes, self.logs = [], []
         command = [sys.executable, str(ROOT / "scripts" / "train.py"), "--out", str(self.out), "--resume"]
         command += [*self.options, *more]
@@ -82,6 +83,17 @@ class Run:
     def ended(self) -> bool:
         """Return whether any process has ended by itself."""
         return any(process.poll() is not None for process in self.processes)
+
+    def met(self) -> bool:
+        """Return whether the processes of this start have met: thereafter run.toml is written.
+
+        One that is killed before is waited for as long as one that is slow, until a launcher ends the others.
+        """
+        return self._stamp() != self._said
+
+    def _stamp(self) -> int:
+        file = self.out / "run.toml"
+        return file.stat().st_mtime_ns if file.exists() else 0
 
     def until(self, ready: Callable[[], bool], pause: float = 0.005) -> bool:
         """Wait until `ready()`; return False when a process ended before."""

@@ -22,11 +22,15 @@ from typing import Any
 
 import attrs
 
+from zoo.errors import BadRun
 from zoo.train.world import Processes, first
 
 log = logging.getLogger("zoo.train")
 
 MANIFEST = "manifest.json"
+
+FORMAT = 1
+"""Of what a checkpoint holds; one of another format is not read."""
 
 
 @attrs.frozen
@@ -67,7 +71,8 @@ class Checkpoints:
         mine = sorted(beside.iterdir())[world.rank :: world.size]  # hashing is shared out, whoever wrote a file
         measured = world.gather({path.name: _measure(path) for path in mine})
         files = {name: measure for part in measured for name, measure in sorted(part.items())}
-        first(world, lambda: self._publish(beside, final, {"step": step, "facts": dict(facts), "files": files}))
+        said = {"format": FORMAT, "step": step, "facts": dict(facts), "files": files}
+        first(world, lambda: self._publish(beside, final, said))
 
     def _publish(self, beside: Path, final: Path, said: dict[str, Any]) -> None:
         manifest = beside / MANIFEST
@@ -84,7 +89,9 @@ class Checkpoints:
         """Remove what is neither the newest nor one of the `keep` - 1 before it."""
         older = [path for path in self._places() if path != newest and path < newest and not torn(path, deep=False)]
         kept = {newest, *older[: self.keep - 1]}
-        for path in self.folder.iterdir():
+        for path in (*self.folder.glob(".writing-step-*"), *self.folder.glob(".gone-*")):  # what kills have left
+            _delete(path)
+        for path in self._places():
             if path not in kept:
                 _remove(path)
 
@@ -93,37 +100,73 @@ class Checkpoints:
         found = self.folder.glob("step-*") if self.folder.is_dir() else ()
         return sorted((path for path in found if path.name[5:].isdigit()), reverse=True)
 
-    def newest(self) -> Checkpoint | None:
-        """Return the newest whole checkpoint; each torn one that is newer is named in a line of the log."""
+    def newest(self, *, deep: bool = True) -> Checkpoint | None:
+        """Return the newest whole checkpoint; each torn one that is newer is named in a line of the log.
+
+        Without `deep` it is what looks whole by names and sizes, and nothing is said.
+
+        Raises:
+            BadRun: it was written by another version of the zoo, in a format that this one does not read.
+        """
         for path in self._places():
-            reason = torn(path)
-            if not reason:
-                manifest = json.loads((path / MANIFEST).read_text())
-                return Checkpoint(path, manifest["step"], manifest["facts"])
-            log.warning("checkpoint %s is not whole (%s); using the one before it", path, reason)
+            if _format(path) != FORMAT:
+                raise BadRun(
+                    f"{path} has format {_format(path)!r}; this zoo reads {FORMAT}: go on with the version that wrote "
+                    f"it, or choose another --out, or to go on from the checkpoint before it: rm -r {path}"
+                )
+            reason, said = torn(path, deep=deep), _manifest(path)
+            if said is not None and not reason:
+                return Checkpoint(path, said["step"], said["facts"])
+            log.log(
+                logging.WARNING if deep else logging.DEBUG,
+                "checkpoint %s is not whole (%s); using the one before it",
+                path,
+                reason,
+            )
         return None
 
 
 def torn(folder: Path, *, deep: bool = True) -> str:
     """Return why a checkpoint is not whole, or "". With `deep` the sha256 of every file is checked too."""
-    try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+    said = _manifest(folder)
+    if said is None:
         return "no readable manifest"
-    for name, (size, digest) in files.items():
+    for name, (size, digest) in said["files"].items():
         path = folder / name
-        if not path.is_file():
+        try:
+            found = path.stat().st_size
+            if found != size:
+                return f"{name} has {found} bytes, not {size}"
+            if deep and _digest(path) != digest:
+                return f"{name} is damaged"
+        except FileNotFoundError:
             return f"{name} is missing"
-        if path.stat().st_size != size:
-            return f"{name} has {path.stat().st_size} bytes, not {size}"
-        if deep and _digest(path) != digest:
-            return f"{name} is damaged"
+        except OSError as error:  # a broken disk
+            return f"{name} cannot be read ({error.strerror})"
     return ""
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    """Return step, facts and files as the manifest has them; None where it is missing, cut short or no manifest."""
+    try:
+        said = json.loads((folder / MANIFEST).read_text())
+        files = {str(name): (int(size), str(digest)) for name, (size, digest) in said["files"].items()}
+        return {"step": int(said["step"]), "facts": dict(said["facts"]), "files": files}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _format(folder: Path) -> Any:
+    """Return the format its manifest says; ours where it says none, or cannot be read and so is torn."""
+    try:
+        return json.loads((folder / MANIFEST).read_text()).get("format", FORMAT)
+    except (OSError, ValueError, AttributeError):
+        return FORMAT
 
 
 def _empty(folder: Path) -> None:
     """Make the folder, without what a killed save may have left in it."""
-    shutil.rmtree(folder, ignore_errors=True)
+    _delete(folder)
     folder.mkdir(parents=True)
 
 
@@ -148,11 +191,13 @@ def _sync(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a folder or file, first taking it out of sight, so that a kill half-way leaves no torn checkpoint."""
-    gone = path.with_name(f".gone-{path.name.lstrip('.')}")
-    shutil.rmtree(gone, ignore_errors=True)
+    """Remove a checkpoint, first taking it out of sight, so that a kill half-way leaves no torn one."""
+    gone = path.with_name(f".gone-{path.name}")
+    _delete(gone)
     os.rename(path, gone)
-    if gone.is_dir():
-        shutil.rmtree(gone)
-    else:
-        gone.unlink()
+    _delete(gone)
+
+
+def _delete(path: Path) -> None:
+    """Delete a hidden folder; what cannot be deleted now is tried again at the next save."""
+    shutil.rmtree(path, ignore_errors=True)

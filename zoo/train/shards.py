@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from zoo.errors import BadRun, BadWeights
+from zoo.files import allow_open_files
 from zoo.weights import Lazy, TensorFile, stream_tensors
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -88,6 +89,7 @@ class Shards:
         self._stack = ExitStack()
 
     def __enter__(self) -> Shards:
+        allow_open_files(len(self._files))  # as many as there were processes
         for file in self._files:
             self._stack.enter_context(file)
         return self

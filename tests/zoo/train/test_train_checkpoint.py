@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from zoo.train import checkpoint
 from zoo.train.checkpoint import Checkpoints, torn
 from zoo.train.engine import World
 
@@ -60,6 +61,12 @@ def flip(folder):
         (lambda folder: (folder / "b.json").unlink(), "b.json is missing"),
         (lambda folder: (folder / "manifest.json").unlink(), "no readable manifest"),
         (lambda folder: (folder / "manifest.json").write_text('{"fil'), "no readable manifest"),
+        (
+            lambda folder: (folder / "manifest.json").write_text('{"step": 1, "facts": {}, "files": ["a.bin"]}'),
+            "no read",
+        ),
+        (lambda folder: (folder / "manifest.json").write_text('{"step": 1, "files": {}}'), "no readable manifest"),
+        (lambda folder: (folder / "manifest.json").write_text("[]"), "no readable manifest"),
     ],
 )
 def test_a_torn_one_is_passed_over_with_a_line(place, caplog, tear, said):
@@ -110,6 +117,102 @@ def test_old_ones_stay_until_a_newer_one_is_whole(place):
     after = sorted(path.name for path in place.folder.iterdir())
     assert before == ["step-00000010", "step-00000020", "step-00000030"]
     assert after == ["step-00000020", "step-00000030", "step-00000050"]  # and what was half written is gone
+
+
+def test_an_old_one_goes_when_the_newer_one_is_whole_and_in_its_place(place, monkeypatch):
+    removed, remove = [], checkpoint._remove
+
+    def watched(path):
+        assert not torn(place.place(40))
+        removed.append(path.name)
+        remove(path)
+
+    monkeypatch.setattr(checkpoint, "_remove", watched)
+    place.save(40, writer("x"), {}, WORLD)
+    assert removed == ["step-00000010"]
+
+
+def killed(act):
+    """Run `act` in a process of its own, which it must not survive."""
+    child = os.fork()
+    if child == 0:
+        act()
+        os._exit(0)
+    assert os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def die(*args):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def names(place):
+    return sorted(path.name for path in place.folder.iterdir())
+
+
+def test_killed_between_the_rename_and_the_removal_of_old_ones(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "_prune", die)
+        killed(lambda: place.save(40, writer("x"), {}, WORLD))
+    assert names(place) == ["step-00000010", "step-00000020", "step-00000030", "step-00000040"]
+    assert place.newest().step == 40
+    place.save(50, writer("x"), {}, WORLD)
+    assert names(place) == ["step-00000030", "step-00000040", "step-00000050"]
+
+
+def test_killed_before_the_rename_nothing_is_lost(place, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "rename", die)
+        killed(lambda: place.save(40, writer("x"), {}, WORLD))
+    assert names(place) == [".writing-step-00000040", "step-00000010", "step-00000020", "step-00000030"]
+    assert place.newest().step == 30
+    place.save(40, writer("again"), {}, WORLD)
+    assert names(place) == ["step-00000020", "step-00000030", "step-00000040"]
+
+
+def test_killed_while_an_old_one_is_removed_again_and_again(place, monkeypatch):
+    """What is left of removed ones is never seen, and goes in the end."""
+
+    def dies(path):
+        if path.exists() and path.name.startswith(".gone-"):
+            die()
+
+    for step in (40, 50, 60):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, "_delete", dies)
+            killed(lambda step=step: place.save(step, writer("x"), {}, WORLD))
+        assert place.newest().step == step
+        assert not any(torn(path) for path in place.folder.glob("step-*"))
+    place.save(70, writer("x"), {}, WORLD)
+    assert names(place) == ["step-00000050", "step-00000060", "step-00000070"]
+
+
+def test_leftovers_of_one_checkpoint_may_be_many(place):
+    for name in (".gone-step-00000010", ".gone-gone-step-00000010", ".writing-step-00000010", ".writing-step-00000040"):
+        (place.folder / name).mkdir()
+        (place.folder / name / "a.bin").write_text("half")
+    place.save(40, writer("x"), {}, WORLD)
+    assert names(place) == ["step-00000020", "step-00000030", "step-00000040"]
+
+
+def test_what_is_not_ours_stays(place):
+    (place.folder / "step-00000010").rename(place.folder / "best")
+    (place.folder / "notes.txt").write_text("good at 10")
+    for step in (40, 50, 60):
+        place.save(step, writer("x"), {}, WORLD)
+    assert names(place) == ["best", "notes.txt", "step-00000040", "step-00000050", "step-00000060"]
+
+
+def test_a_file_that_cannot_be_read_is_passed_over(place, monkeypatch, caplog):
+    digest = checkpoint._digest
+
+    def broken(path):
+        if path.parent.name == "step-00000030":
+            raise OSError(5, "Input/output error")
+        return digest(path)
+
+    monkeypatch.setattr(checkpoint, "_digest", broken)
+    assert place.newest().step == 20
+    assert "a.bin cannot be read (Input/output error)" in caplog.text
 
 
 def test_killed_inside_a_save_at_any_moment(tmp_path):

@@ -1,5 +1,8 @@
 """Tensors in pieces: whoever wrote them, any run of values is read back, and nothing that is missing is."""
 
+import os
+import resource
+
 import pytest
 import torch
 
@@ -37,6 +40,26 @@ def test_whatever_the_number_of_writers_every_run_is_read(tmp_path, size):
             for start in range(len(flat) + 1):
                 for stop in range(start, len(flat) + 1):
                     assert torch.equal(found.read(f"weights:{name}", start, stop), flat[start:stop])
+
+
+def test_more_writers_than_a_process_may_have_files_open(tmp_path):
+    folder = cut(tmp_path, 30)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 20, hard))
+    try:
+        with Shards(folder) as found:
+            for name, x in tensors().items():
+                assert torch.equal(found.tensor(name), x)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_values_that_no_file_holds_may_be_zero(tmp_path):
+    write(tmp_path, 0, 2, {"error:a": Piece(torch.tensor([1.0, 2.0]), 1, (6,))})
+    write(tmp_path, 1, 2, {"error:a": Piece(torch.tensor([3.0]), 4, (6,))})
+    with Shards(tmp_path) as found:
+        assert found.read("error:a", gaps=True).tolist() == [0, 1, 2, 0, 3, 0]
+        assert found.read("error:a", 2, 5, gaps=True).tolist() == [2, 0, 3]
 
 
 def test_what_is_kept_is_the_average_where_there_is_one(tmp_path):
