@@ -317,6 +317,8 @@ class Engine(Protocol):
     """The processes: see `zoo.train.world.Processes`."""
     device: Any
     """Where the stage and its batches are."""
+    zero: int
+    """What it shards, as ZeRO's stages: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too."""
 
     def building(self) -> Any:
         """Return the context in which trained parts are constructed."""

@@ -60,8 +60,8 @@ class DeepSpeedEngine:
         check_version()
         self._precision = options.precision
         self._own = settings.read(options.engine_config, options.precision, options.zero)
-        self._zero = settings.stage_of(options, self._own)
-        self._copies = copies(self.world, self._zero, options)
+        self.zero = settings.stage_of(options, self._own)
+        self._copies = copies(self.world, self.zero, options)
         self._reducer = reduction.make_reducer(options)
         self._check_offload()
         self._ds: Any = None
@@ -76,9 +76,9 @@ class DeepSpeedEngine:
 
     def building(self) -> AbstractContextManager[Any]:
         """Return the context in which trained parts are constructed: partitioned at stage 3."""
-        if self._zero < 3:
+        if self.zero < 3:
             return nullcontext()
-        return Partitioned(settings.building(self._zero, self._own, self._copies.shards), Machines(self._copies))
+        return Partitioned(settings.building(self.zero, self._own, self._copies.shards), Machines(self._copies))
 
     def prepare(self, stage: Stage, recipe: Recipe, *, steps: int) -> None:
         """Take the stage and make its optimiser; weights already in the stage are where training starts.
@@ -101,7 +101,7 @@ class DeepSpeedEngine:
         self._blocks = block_names(stage)
         self._updates = self._step = 0
         self._ds = self._initialize(stage, recipe) if self._weights else None
-        self._fragments = fragments(self._zero if self._ds is not None else 0, self._ds, self._held)
+        self._fragments = fragments(self.zero if self._ds is not None else 0, self._ds, self._held)
         self._scales = None
         if self._precision == "resblock":
             self._scales = resblock.Scales(stage, workers=self.world.size)
@@ -112,8 +112,8 @@ class DeepSpeedEngine:
     def _initialize(self, stage: Stage, recipe: Recipe) -> Any:
         """Return DeepSpeed's own engine."""
         count = sum(getattr(p, "ds_numel", p.numel()) for p in self._held.values())
-        said = settings.training(self._zero, self._own, recipe, self._copies, count)
-        model = Cast(stage, self._precision, self.device, keep=self._zero < 3)
+        said = settings.training(self.zero, self._own, recipe, self._copies, count)
+        model = Cast(stage, self._precision, self.device, keep=self.zero < 3)
         made, *_ = deepspeed().initialize(
             model=model, optimizer=optim.optimizer(stage, recipe), config=said, dist_init_required=False,
             mpu=Machines(self._copies),
@@ -223,7 +223,7 @@ class DeepSpeedEngine:
 
     def _poison(self) -> None:
         """Have DeepSpeed go through a step in which it changes nothing."""
-        if self._ds is not None and self._zero > 0:
+        if self._ds is not None and self.zero > 0:
             self._fragments.poison()
             self._ds.step()
 
@@ -263,7 +263,7 @@ class DeepSpeedEngine:
         """Have the trained parts hold, whole on every process, the averaged weights, or the weights as they are."""
         if self._ds is None:
             yield
-        elif self._zero == 3:
+        elif self.zero == 3:
             from zoo_deepspeed.unsharded import unsharded
 
             with unsharded(self._ds):
@@ -273,7 +273,7 @@ class DeepSpeedEngine:
         elif self._ema is None:
             yield
         else:
-            before = {} if self._zero else {name: p.data.clone() for name, p in self._weights.items()}
+            before = {} if self.zero else {name: p.data.clone() for name, p in self._weights.items()}
             for name, p in self._weights.items():
                 p.data.copy_(self._kept(name))
             yield
@@ -312,7 +312,7 @@ class DeepSpeedEngine:
         return {f"{kind}:{name}": Piece(x, start, self._shape(name)) for kind, x in values.items()}
 
     def _said(self) -> dict[str, Any]:
-        said: dict[str, Any] = {"engine": "deepspeed", "zero": self._zero, "processes": self.world.size,
+        said: dict[str, Any] = {"engine": "deepspeed", "zero": self.zero, "processes": self.world.size,
                                 "updates": self._updates}  # fmt: skip
         if self._scales is not None:
             said["scales"] = self._scales.state_dict()

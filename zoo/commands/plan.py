@@ -12,7 +12,8 @@ from zoo.config import fields
 from zoo.errors import ConfigError, suggest
 from zoo.planning.buckets import Buckets
 from zoo.planning.devices import DEVICES, GIB
-from zoo.planning.jobs import PRECISIONS, SHARDS, STORAGES
+from zoo.planning.jobs import PRECISIONS, STORAGES
+from zoo.planning.layout import SHARDS
 from zoo.planning.plan import UTILISATION, Plan
 from zoo.planning.plan import plan as make_plan
 
@@ -25,7 +26,7 @@ COUNT = click.IntRange(1)
 @click.option("--per-node", type=COUNT, help="Devices of a machine. Default: 8, or all where there are fewer.")
 @click.option("--zero", type=click.IntRange(0, 3), help="ZeRO stage. Default: 3 on several devices, else 0.")
 @click.option(
-    "--shard", type=click.Choice(SHARDS), default="machine", show_default=True, help="What ZeRO 3 shards over."
+    "--shard", type=click.Choice(SHARDS), help="What ZeRO shards over. Default: machine for 3 and reducers, else all."
 )
 @click.option("--precision", type=click.Choice(PRECISIONS), help="Default: the storage's: fp32, fp16, resblock.")
 @click.option("--reducer", help="Gradients between machines: none, powersgd, powersgd-dalle:rank=128 ...")
@@ -107,10 +108,22 @@ def _memory(made: Plan) -> list[str]:
 def _smallest(made: Plan) -> str:
     found = made.smallest
     if found is None:
-        return "no number of machines will do" + ("" if made.job.recompute else "; try --recompute")
+        return "no number of machines will do" + _instead(made)
     over = "sharded inside each" if found.shard == "machine" else "sharded over all their devices"
     split = "" if made.stage.cost.whole_batch else ", one sample at a time"
     return f"{found.machines} machine{'s' * (found.machines > 1)}{split}, {over}"
+
+
+def _instead(made: Plan) -> str:
+    """Return what may help a job that fits nowhere."""
+    job, ways = made.job, []
+    if not job.recompute:
+        ways.append("--recompute")
+    if job.zero < 3:
+        ways.append("--zero 3")
+    if job.reducer is not None:
+        ways.append("--shard all without the reducer")
+    return f"; try {' or '.join(ways)}" if ways else ""
 
 
 def _traffic(made: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""Sizes of DeepSpeed's buckets, as the planner counts them and the engine sets them. Imports no torch.
+"""Sizes of buckets, as the planner counts them and the engine sets them. Imports no torch.
 
 DeepSpeed's own defaults (500 million values a bucket, a thousand million parameters kept live) are made for large
 GPUs and would be most of the memory of anything smaller, so they are set here, and are an input of the plan.
@@ -12,6 +12,9 @@ import attrs
 from attrs import validators as v
 
 MILLION = 1_000_000
+
+MEAN = 1 << 24
+"""Most values that the plain mean between copies sends in one go, unless one gradient has more."""
 
 
 @attrs.frozen(kw_only=True)

@@ -13,14 +13,13 @@ import attrs
 from zoo.cost import Widths
 from zoo.errors import ConfigError, UnknownName
 from zoo.planning.buckets import DEFAULT, Buckets
+from zoo.planning.layout import SHARDS, Shard, check_reducer, processes_of_a_copy, shard_of
 
 Precision = Literal["fp32", "bf16", "fp16", "resblock"]
 Storage = Literal["zoo", "deepspeed", "paper"]
-Shard = Literal["machine", "all"]
 
 PRECISIONS = ("fp32", "bf16", "fp16", "resblock")
 STORAGES = ("zoo", "deepspeed", "paper")
-SHARDS = ("machine", "all")
 
 
 @attrs.frozen(kw_only=True)
@@ -33,10 +32,10 @@ class Job:
     zero: int
     """What is sharded [2]: 0 nothing, 1 the optimiser's state, 2 gradients too, 3 parameters too."""
     shard: Shard
-    """Over which devices: those of a machine, as in [1], or all."""
+    """Over which devices, at stages 1 to 3: those of a machine, as in [1], or all."""
     precision: Precision
     reducer: str | None
-    """Gradient reducer between machines, "name" or "name:settings"; None: plain means."""
+    """What averages gradients between copies, "name" or "name:settings"; None: the plain mean."""
     batch: int
     """Samples of the global batch."""
     accumulate: int
@@ -62,18 +61,18 @@ class Job:
 
     @property
     def group(self) -> int:
-        """Devices that one model is sharded over."""
-        return self.per_node if self.zero == 3 and self.shard == "machine" else self.devices
+        """Devices that share a copy of the model: all that is sharded is sharded over these."""
+        return processes_of_a_copy(self.zero, self.shard, self.per_node, self.devices)
 
     @property
     def shards(self) -> int:
-        """Parts that parameters are in."""
+        """Parts that each parameter is in."""
         return self.group if self.zero == 3 else 1
 
     @property
     def copies(self) -> int:
-        """Devices that hold the same shard of the parameters: those that average gradients with each other."""
-        return self.devices // self.shards
+        """Copies of the model; devices that hold the same shard of each average gradients with each other."""
+        return self.devices // self.group
 
     @property
     def micro(self) -> int:
@@ -106,7 +105,7 @@ def job_of(
     devices: int = 1,
     per_node: int | None = None,
     zero: int | None = None,
-    shard: str = "machine",
+    shard: str | None = None,
     precision: str | None = None,
     reducer: str | None = None,
     accumulate: int = 1,
@@ -121,7 +120,7 @@ def job_of(
         devices: in all.
         per_node: devices of a machine; None: 8, or all where there are fewer.
         zero: None: 3 on several devices and with storage "paper", else 0.
-        shard: "machine" or "all", what ZeRO-3 shards over.
+        shard: "machine" or "all"; None: see `zoo.planning.layout.shard_of`.
         precision: None: "fp32" with storage "zoo", "fp16" with "deepspeed", "resblock" with "paper".
         reducer: None or "none": plain means.
         accumulate: micro-batches.
@@ -146,17 +145,15 @@ def job_of(
     if zero is None:
         zero = 3 if devices > 1 or storage == "paper" else 0
     _agree(zero, precision, storage)
-    if reducer is not None and (zero in (1, 2) or (zero == 3 and shard == "all" and devices > per_node)):
-        raise ConfigError(
-            f"--reducer {reducer} averages what several devices hold, and here every gradient is sharded over all "
-            "devices: take --zero 3 with --shard machine, or --zero 0"
-        )
+    over = shard_of(zero, shard, reducer)
+    check_reducer(zero, processes_of_a_copy(zero, over, per_node, devices), reducer)
     _shares(batch, devices, accumulate)
-    values: dict[str, Any] = {"precision": precision, "storage": storage, "shard": shard}
+    values: dict[str, Any] = {"precision": precision, "storage": storage}
     return Job(
         devices=devices,
         per_node=per_node,
         zero=zero,
+        shard=over,
         reducer=reducer,
         batch=batch,
         accumulate=accumulate,

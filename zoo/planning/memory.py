@@ -2,11 +2,12 @@
 
 Two moments compete: the backward pass, with activations and whole gradients, and the update, with copies of gradients.
 Every kind is stated in full, and `buffers` is what the fuller moment needs beyond them, so that kinds sum to the peak.
-Measured on CPUs in fp32 (DALL-E priors of 14, 53 and 508 million parameters, two processes, stages 0 to 3, branches
-kept and recomputed, buckets of several sizes), the peak of a process is 0.88 to 1.02 of the plan.
+Measured on CPUs in fp32, DALL-E priors of 14 to 515 million parameters on two processes take 0.88 to 1.11 times the
+plan at stages 0 to 3 (zoo.bench.memory), where freed blocks go back to the system. An allocator that keeps them, such
+as glibc's as `zoo.train.allocator` sets it, takes up to 1.9 times as much at stage 3, whose blocks come in many sizes.
 
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092, section 2.4 and appendices D, E
-[2] DeepSpeed 0.19.8: deepspeed/runtime/zero/stage3.py and stage_1_and_2.py
+[2] DeepSpeed 0.19.8: deepspeed/runtime/zero/stage3.py, stage_1_and_2.py, and ../engine.py for stage 0
 """
 
 from __future__ import annotations
@@ -15,8 +16,12 @@ import attrs
 
 from zoo.cost import Cost
 from zoo.interfaces import Traffic
+from zoo.planning.buckets import MEAN
 from zoo.planning.jobs import Job
 from zoo.planning.stages import Stage
+
+FLAT = 500_000_000
+"""Values of the gradients that DeepSpeed lays end to end at stage 0, even where no one is to hear of them [2]."""
 
 
 @attrs.frozen(kw_only=True)
@@ -42,6 +47,11 @@ class Memory:
     copies the update works on."""
 
     @property
+    def state(self) -> int:
+        """What is there all the time, whatever the batch."""
+        return self.parameters + self.master + self.moments + self.gradients + self.average + self.frozen
+
+    @property
     def total(self) -> int:
         """Their sum, the peak."""
         return sum(attrs.astuple(self))
@@ -55,13 +65,15 @@ def memory(stage: Stage, job: Job, reduced: Traffic | None = None) -> Memory:
         reduced: what the reducer sends, where one compresses.
     """
     state = _paper(stage.cost, job) if job.storage == "paper" else _deepspeed(stage.cost, job)
-    held = -(-stage.cost.params // (job.group if job.zero else 1))
+    held = -(-stage.cost.params // job.group)
     width = job.widths
     working = 2 * stage.cost.largest * width.inner * job.micro
     activations = stage.cost.activations(job.micro, width, recompute=job.recompute) + working
     passing, update = state.pop("passing"), state.pop("update")
+    if job.copies > 1 and reduced is None:
+        update = max(update, _mean(stage.cost, job))
     if reduced is not None:
-        update += reduced.matrices
+        update += max(reduced.matrices, reduced.rest)  # factors; what goes whole has gone before
         feedback = 0 if job.storage == "paper" else reduced.matrices_dense
         passing, update = passing + feedback, update + feedback
     # The paper copies its average to the hosts [1], and DeepSpeed has none of its own.
@@ -81,8 +93,8 @@ def _deepspeed(cost: Cost, job: Job) -> dict[str, int]:
     width = 2 if job.half else 4
     if zero == 0:
         state = {"parameters": 4 * params, "master": 0, "moments": 8 * params, "gradients": 4 * params}
-        bucket = 4 * params if job.devices > 1 else 0  # gradients are laid end to end to be averaged
-        return {**state, "passing": bucket + _casts(cost, job), "update": bucket}
+        flat = 4 * min(params, FLAT) if job.devices > 1 else 0
+        return {**state, "passing": _casts(cost, job), "update": flat}
     share = -(-params // job.group)
     state = {
         "parameters": width * (share if zero == 3 else params),
@@ -107,6 +119,17 @@ def _deepspeed(cost: Cost, job: Job) -> dict[str, int]:
         "passing": bucket + whole + max(reducing, joining) + _casts(cost, job),
         "update": bucket + width * _persistent(cost, job) + 4 * min(buckets.group + largest, share),
     }
+
+
+def _mean(cost: Cost, job: Job) -> int:
+    """Return the bytes of gradients laid end to end to be averaged between copies, before the optimiser's own copies.
+
+    DeepSpeed's bucket is there beside them.
+    """
+    buckets, width = job.buckets.within(cost.params), 2 if job.half else 4
+    held = -(-cost.params // job.group)
+    largest = max((-(-w.numel // job.shards) for w in cost.weights), default=0)
+    return width * min(held, max(MEAN, largest)) + (width * buckets.reduce if job.zero else 0)
 
 
 def _casts(cost: Cost, job: Job) -> int:

@@ -16,7 +16,8 @@ from zoo.errors import ConfigError
 from zoo.interfaces import Traffic
 from zoo.planning.buckets import DEFAULT, Buckets
 from zoo.planning.devices import Device, device_of
-from zoo.planning.jobs import Job, Shard, job_of
+from zoo.planning.jobs import Job, job_of
+from zoo.planning.layout import Shard
 from zoo.planning.memory import Memory, memory
 from zoo.planning.stages import Stage, cost_of, parts_of, stage_of
 from zoo.planning.traffic import Transfer, reduced, shards_of, transfers
@@ -56,7 +57,7 @@ class Smallest:
 
     machines: int
     shard: Shard
-    """What its parameters are sharded over: "machine" or "all"."""
+    """What a copy is sharded over: "machine" or "all"."""
 
 
 @attrs.frozen(kw_only=True)
@@ -222,12 +223,11 @@ def _seconds(stage: Stage, job: Job, needs: Memory, moved: list[Transfer], card:
     times = {t.kind: 0.0 for t in moved}
     for t in moved:
         times[t.kind] += t.wire / link[t.between]
-    state = needs.parameters + needs.master + needs.moments + needs.gradients + needs.average
     return Seconds(
         compute=job.batch / job.devices * flops / (UTILISATION * peak),
         sharding=times.get("gather", 0.0) + times.get("scatter", 0.0),
         exchange=times.get("all-reduce", 0.0),
-        update=2 * state / card.bandwidth,
+        update=2 * (needs.state - needs.frozen) / card.bandwidth,
     )
 
 
@@ -244,7 +244,8 @@ def _smallest(stage: Stage, job: Job, settings: Any, card: Device) -> Smallest |
         one = attrs.evolve(job, devices=devices, shard=shard, batch=devices * each)
         return memory(stage, one, reduced(stage.cost, one, settings)).total <= card.usable
 
-    ways: tuple[Shard, ...] = ("machine", "all") if job.zero == 3 else (job.shard,)
+    # A reducer has nothing to average where all devices share one copy.
+    ways: tuple[Shard, ...] = ("machine", "all") if job.zero and settings is None else ("machine",)
     found = [(_fewest(lambda n, way=way: fits(n, way)), way) for way in ways]  # type: ignore[misc]
     fewest = min(((n, way) for n, way in found if n is not None), key=lambda item: item[0], default=None)
     return None if fewest is None else Smallest(machines=fewest[0], shard=fewest[1])

@@ -7,6 +7,7 @@ over each link, an all-reduce twice that.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -78,31 +79,34 @@ def reduced(cost: Cost, job: Job, reducer: Any) -> Traffic | None:
 def transfers(cost: Cost, job: Job, less: Traffic | None = None) -> list[Transfer]:
     """Return what one device sends in one update; `less` is what a reducer makes of the gradients."""
     matrices = sum(w.numel for w in cost.weights if cost.is_matrix(w))
-    rest = cost.params - matrices
     # The paper keeps embeddings, heads, gains and biases in fp32; DeepSpeed has one type for all.
-    params = 2 * matrices + 4 * rest if job.storage == "paper" else (2 if job.half else 4) * cost.params
+    params = (
+        2 * matrices + 4 * (cost.params - matrices) if job.storage == "paper" else (2 if job.half else 4) * cost.params
+    )
+    spans = job.group > job.per_node
     found: list[Transfer] = []
     if job.zero == 3:
-        spans = job.group > job.per_node
         # Gathered for the forward pass and for the backward pass; recomputed branches are there for the latter.
         found.append(_same("gather", job.group, spans, 2 * job.accumulate * params))
         found.append(_same("scatter", job.group, spans, job.accumulate * params))
     elif job.zero > 0:
         times = job.accumulate if job.zero == 2 else 1
-        found.append(_same("scatter", job.devices, job.machines > 1, times * params))
-        found.append(_same("gather", job.devices, job.machines > 1, params))
-    if job.copies > 1 and job.zero in (0, 3):
-        found.append(_means(job, matrices, rest, less))
+        found.append(_same("scatter", job.group, spans, times * params))
+        found.append(_same("gather", job.group, spans, params))
+    if job.copies > 1:
+        found.append(_means(cost, job, less))
     return [transfer for transfer in found if transfer.ranks > 1]
 
 
-def _means(job: Job, matrices: int, rest: int, less: Traffic | None) -> Transfer:
-    """The mean over the copies of a shard, compressed or not: this zoo's in fp32, else matrices in 16 bits."""
-    width = 2 if job.half else 4
-    dense = width * -(-matrices // job.shards) + 4 * -(-rest // job.shards)
-    sent = dense
+def _means(cost: Cost, job: Job, less: Traffic | None) -> Transfer:
+    """The mean over the copies of a shard, once an update: this zoo's in fp32, else matrices in 16 bits."""
     if less is not None:
         dense, sent = less.dense, less.sent
+    elif job.zero in (1, 2):  # all parameters end to end, then cut
+        dense = sent = 4 * -(-cost.params // job.group)
+    else:
+        width = 2 if job.half else 4
+        dense = sent = sum((width if x.matrix else 4) * math.prod(x.local) for x in shards_of(cost, job))
     return Transfer(kind="all-reduce", ranks=job.copies, between=job.machines > 1, dense=dense, sent=sent)
 
 

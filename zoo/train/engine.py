@@ -63,6 +63,8 @@ class TorchEngine:
         ConfigError: an option that needs another engine.
     """
 
+    zero = 0
+
     def __init__(self, options: Any, *, device: str | torch.device | None = None) -> None:
         check(options)
         several = group.processes() > 1

@@ -17,12 +17,10 @@ from torch import distributed as dist
 
 from zoo import registry
 from zoo.interfaces import Grad, Reduced, Reducer, Shard, Traffic
+from zoo.planning.buckets import MEAN
 from zoo.specs import locate
 from zoo.train.copies import Copies
 from zoo.train.shards import Piece, Shards, whole
-
-BUCKET = 1 << 24
-"""Most values that are sent in one go."""
 
 ERROR = "error/"
 """Begins the names of a reducer's state that hold a gradient not applied yet."""
@@ -60,10 +58,10 @@ class Mean:
 
 
 def _buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
-    """Yield the tensors in order, as many at a time as hold `BUCKET` values, or one that holds more."""
+    """Yield the tensors in order, as many at a time as hold `MEAN` values, or one that holds more."""
     bucket: list[Tensor] = []
     for x in tensors:
-        if bucket and sum(y.numel() for y in bucket) + x.numel() > BUCKET:
+        if bucket and sum(y.numel() for y in bucket) + x.numel() > MEAN:
             yield bucket
             bucket = []
         bucket.append(x)

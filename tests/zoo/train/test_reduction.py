@@ -42,7 +42,7 @@ def test_a_mean_over_one_process_changes_nothing_and_knows_the_norm():
 
 
 def test_tensors_go_in_buckets_and_a_large_one_by_itself(monkeypatch):
-    monkeypatch.setattr(reduction, "BUCKET", 10)
+    monkeypatch.setattr(reduction, "MEAN", 10)
     sizes = [[len(x) for x in bucket] for bucket in reduction._buckets([torch.zeros(n) for n in (4, 6, 1, 30, 2, 3)])]
     assert sizes == [[4, 6], [1], [30], [2, 3]]
 
