@@ -9,7 +9,7 @@ never reach it: of the user's, "enabled" must agree with --precision, and the re
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,32 @@ REFUSED = {
     "zero_optimization.compute_grad_norm": "the zoo clips by the whole norm",
 }
 """What a user's file may not hold, and what to do instead."""
+
+SECTIONS = (
+    "train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping", "fp16",
+    "bf16", "zero_optimization", "zero_allow_untested_optimizer", "zero_force_ds_cpu_optimizer", "steps_per_print",
+    "dump_state", "disable_python_gc", "disable_allgather", "communication_data_type",
+    "seq_parallel_communication_data_type", "prescale_gradients", "gradient_predivide_factor", "gradient_allreduce_op",
+    "sparse_gradients", "comms_logger", "tensorboard", "wandb", "csv_monitor", "comet", "flops_profiler",
+    "wall_clock_breakdown", "memory_breakdown", "timers", "aio", "compile", "dataloader_drop_last", "log_level",
+)  # fmt: skip
+"""What a user's file may hold besides; DeepSpeed itself is silent about a mistyped name [1]."""
+
+ZERO = (
+    "stage", "contiguous_gradients", "reduce_scatter", "reduce_bucket_size", "use_multi_rank_bucket_allreduce",
+    "allgather_partitions", "allgather_bucket_size", "overlap_comm", "offload_param", "offload_optimizer",
+    "sub_group_size", "round_robin_gradients", "ignore_unused_parameters", "leaf_module", "memory_efficient_linear",
+    "override_module_apply", "parameter_alignment", "log_trace_cache_warnings", "enable_sanity_checks",
+    "zero_quantized_gradients", "zero_quantized_nontrainable_weights", "prefetch_bucket_size",
+    "param_persistence_threshold", "model_persistence_threshold", "max_live_parameters", "max_reuse_distance",
+    "module_granularity_threshold", "use_all_reduce_for_fetch_params", "allgather_sequential",
+    "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold", "stage3_model_persistence_threshold",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance", "stage3_module_granularity_threshold",
+    "stage3_use_all_reduce_for_fetch_params", "stage3_allgather_sequential",
+)  # fmt: skip
+"""What its `zero_optimization` may hold."""
+
+_OBJECTS = ("fp16", "bf16", "zero_optimization", "offload_param", "offload_optimizer")
 
 
 @attrs.frozen(kw_only=True)
@@ -103,10 +129,16 @@ def read(path: Path | None, precision: str, zero: int | None) -> Own:
         raise ConfigError(f"{path}: not a readable DeepSpeed JSON ({error})") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: a DeepSpeed JSON is an object, not {type(data).__name__}")
+    for where, x in (("", data), ("zero_optimization.", data.get("zero_optimization", {}))):
+        for name in x if isinstance(x, dict) else ():
+            if name in _OBJECTS and not isinstance(x[name], dict):
+                raise ConfigError(f"{path}: '{where}{name}' is an object in braces, not {json.dumps(x[name])}")
     flat = dict(_leaves(data))
     for name, reason in REFUSED.items():
         if any(key == name or key.startswith(f"{name}.") for key in flat):
             raise ConfigError(f"{path}: '{name}' cannot be set here: {reason}")
+    _check_names(path, data, "", SECTIONS)
+    _check_names(path, data.get("zero_optimization", {}), "zero_optimization.", ZERO)
     for name in ("offload_param", "offload_optimizer"):
         if flat.get(f"zero_optimization.{name}.device") == "nvme":
             raise ConfigError(f"{path}: 'zero_optimization.{name}.device' can be cpu; nvme is not supported")
@@ -116,9 +148,17 @@ def read(path: Path | None, precision: str, zero: int | None) -> Own:
     if said and precision == "fp32":
         raise ConfigError(f"{path} enables {', '.join(sorted(said))}: add --precision {min(said)}, or take it out")
     stage = flat.get("zero_optimization.stage")
+    if stage not in (None, "auto", 0, 1, 2, 3) or isinstance(stage, bool):
+        raise ConfigError(f"{path}: 'zero_optimization.stage' is 0, 1, 2 or 3, not {json.dumps(stage)}")
     if zero is not None and stage not in (None, "auto", zero):
         raise ConfigError(f"{path} says zero_optimization.stage={stage} and the command --zero {zero}")
     return Own(path, data)
+
+
+def _check_names(path: Path, data: Mapping[str, Any], where: str, known: Collection[str]) -> None:
+    for name in data:
+        if name not in known:
+            raise ConfigError(f"{path}: {where}{name}: no such field{suggest(name, known)}")
 
 
 def _leaves(data: Mapping[str, Any], where: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,12 +19,12 @@ def facts(**said: Any) -> dict[str, Any]:
 
 
 def check(found: Checkpoint, wanted: Mapping[str, Any], what: str) -> None:
-    """Refuse to go on from a checkpoint that was made with other settings.
+    """Refuse to go on from a checkpoint that was made with other settings, as far as these are given.
 
     Raises:
         BadRun: names the first that differs.
     """
-    changed = list(differences(dict(found.facts), dict(wanted)))
+    changed = list(differences({name: found.facts.get(name) for name in wanted}, dict(wanted)))
     if changed:
         name, old, new = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""

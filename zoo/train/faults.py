@@ -41,19 +41,23 @@ def guarded(act: Callable[[], Any]) -> None:
 
 def _tell(group: Group, error: Exception) -> int:
     """Print what went wrong, if this process is the first to know; return the exit code."""
-    if isinstance(error, Elsewhere):
-        return error.code
     code, collective = (2 if isinstance(error, ZooError) else 1), _is_collective(error)
     try:
+        if isinstance(error, Elsewhere):
+            code = error.code
+            group.leave()
+            return code
         if collective:
             group.wait_in_vain()
         if group.claim():
             print(_text(group, error, collective), file=sys.stderr, flush=True)
-        elif collective:
-            time.sleep(GRACE_SECONDS + 1)  # a launcher ends all when one ends; the one that tells needs a moment
+            group.over(code)
+        else:
+            time.sleep(2 * GRACE_SECONDS)  # until the one that tells has told, and ends this one
     except (RuntimeError, OSError):  # the store has gone with the process that kept it
-        if group.rank == 1:
-            print(f"train.py: lost rank 0, which ended without a word ({_line(error)})", file=sys.stderr, flush=True)
+        if group.rank == 1 and collective:
+            said = f"train.py: in {group.place()} rank 1 lost rank 0, which ended without a word ({_line(error)})"
+            print(said, file=sys.stderr, flush=True)
     return code
 
 

@@ -3,12 +3,15 @@
 A launcher (`torchrun`, `deepspeed`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Beside the
 collectives there is a store, a small server that each process can write to and read by itself. In it each process
 notes the update it is in, so that when a collective does not come back the others can tell which rank has not come; and
-the first to fail notes that, so that one failure is told once.
+the first to fail notes that, so that one failure is told once. When it is told, a thread of every process sees that in
+the store and ends the process, which may wait for one that has failed, or hang.
 """
 
 from __future__ import annotations
 
 import os
+import secrets
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -26,6 +29,9 @@ ENVIRONMENT = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR":
 
 GRACE_SECONDS = 3.0
 """How much later than the first a process may learn that a collective has failed."""
+
+_LOOK_SECONDS = 0.5
+"""Between two looks at whether another process has failed."""
 
 _met: list[Group] = []
 
@@ -49,6 +55,8 @@ class Group:
     store: Any
     minutes: float
     """How long a collective waits."""
+    last: list[int] = attrs.field(factory=list, init=False, eq=False)
+    """The update this process is in."""
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -68,6 +76,7 @@ class Group:
 
     def at(self, step: int) -> None:
         """Note that this process begins update `step` (counted from 0)."""
+        self.last[:] = [step]
         if self.size > 1:
             self.store.set(f"at/{self.rank}", str(step))
 
@@ -79,18 +88,51 @@ class Group:
         """Note that a collective has failed here: this process was there, and another was not."""
         self.store.set(f"waited/{self.rank}", "1")
 
+    def over(self, code: int) -> None:
+        """Have every process end with this exit code, now that what went wrong is told.
+
+        The first process, which may keep the store, returns when the others have seen it, or after a moment.
+        """
+        self.store.set("over", f"{self.rank} {code}")
+        self.leave()
+
+    def leave(self) -> None:
+        """Note that this process ends; the first then gives the others a moment to see why."""
+        self.store.set(f"left/{self.rank}", "1")
+        all_of_them, until = [f"left/{rank}" for rank in range(self.size)], time.monotonic() + GRACE_SECONDS
+        while self.rank == 0 and not self.store.check(all_of_them) and time.monotonic() < until:
+            time.sleep(0.05)
+
+    def watch(self) -> None:
+        """End this process, with another's exit code, when that one has told what went wrong."""
+        try:
+            while not self.store.check(["over"]):
+                time.sleep(_LOOK_SECONDS)
+            teller, code = map(int, self.store.get("over").split())
+            if teller == self.rank:
+                return
+            self.leave()
+        except (RuntimeError, OSError):  # the store has gone with the process that kept it: the run is at its end
+            return
+        os._exit(code)
+
     def missing(self) -> str:
         """Return which ranks took no part in the collective that failed, and where they were last, in words.
 
-        It has failed, or will within a moment, on all that took part.
+        It has failed, or will within a moment, on all that took part. Where one alone is left this returns at once: a
+        launcher that has seen a process die ends the others within a second.
         """
-        time.sleep(GRACE_SECONDS)
-        lost = [rank for rank in range(self.size) if not self.store.check([f"waited/{rank}"])]
+        until, lost = time.monotonic() + GRACE_SECONDS, list(range(self.size))
+        while len(lost) > 1 and time.monotonic() < until:
+            time.sleep(0.1)
+            lost = [rank for rank in lost if not self.store.check([f"waited/{rank}"])]
         return ", ".join(f"rank {rank}, last seen in {self.place(rank)}" for rank in lost)
 
     def place(self, rank: int | None = None) -> str:
         """Return where a rank (this one) is, in words."""
-        key = f"at/{self.rank if rank is None else rank}"
+        if rank is None:
+            return f"update {self.last[0] + 1}" if self.last else "its start"
+        key = f"at/{rank}"
         return f"update {int(self.store.get(key)) + 1}" if self.store.check([key]) else "its start"
 
 
@@ -109,6 +151,7 @@ def meet(minutes: float) -> Group:
 
     Raises:
         ConfigError: the port is in use, or this machine has fewer GPUs than processes.
+        ConnectionError: the first process was not found in time.
     """
     if _met:
         return _met[0]
@@ -122,10 +165,12 @@ def meet(minutes: float) -> Group:
     elif size > 1:
         _share_cores(size)
     timeout = timedelta(minutes=minutes)
-    store, *_ = next(_rendezvous(rank, size, timeout))
+    store, *_ = next(_rendezvous(rank, size, minutes))
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
-    _met.append(Group(rank, size, dist.PrefixStore("zoo", store), minutes))
+    _met.append(Group(rank, size, dist.PrefixStore(_name(), store), minutes))
+    if size > 1:
+        threading.Thread(target=_met[0].watch, name="watch", daemon=True).start()
     across.set_group(None, active=size > 1)
     return _met[0]
 
@@ -135,17 +180,28 @@ def device() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def _rendezvous(rank: int, size: int, timeout: timedelta) -> Iterator[Any]:
+def _rendezvous(rank: int, size: int, minutes: float) -> Iterator[Any]:
     try:
-        yield from dist.rendezvous("env://", rank, size, timeout=timeout)
+        yield from dist.rendezvous("env://", rank, size, timeout=timedelta(minutes=minutes))
     except (RuntimeError, OSError) as error:
+        port = int(os.environ["MASTER_PORT"])
+        if rank > 0:
+            raise ConnectionError(
+                f"rank {rank} did not find rank 0 at {os.environ['MASTER_ADDR']}:{port} within {minutes:g} minutes"
+            ) from error
         if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
             raise
-        port = int(os.environ["MASTER_PORT"])
         raise ConfigError(
             f"port {port} is in use by another program: choose one for the launcher, as in "
             f"`deepspeed --master_port {port + 1} scripts/train.py ...` (torchrun has the same option)"
         ) from error
+
+
+def _name() -> str:
+    """Return a name that the processes of this run share, and no other run that came to the same port by mistake."""
+    box = [secrets.token_hex(8)]
+    dist.broadcast_object_list(box, src=0)
+    return f"zoo-{box[0]}"
 
 
 def _share_cores(size: int) -> None:

@@ -92,7 +92,6 @@ def train_stage(setting: Setting, part: str) -> None:
 
 def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapping[str, str]) -> Job:
     options, engine, part = setting.options, setting.engine, stage.part
-    parts = {role: setting.generator.parts[role] for role in stage.roles}
     samples = recipe.steps * recipe.batch
     store = open_store(
         setting.folder.path / "store", setting.generator, part, data, prints,
@@ -118,15 +117,8 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
         seed=setting.seed,
         shown=_shown(setting, data, recipe),
         checkpoints=checkpoints_of(setting, part),
-        facts=facts(
-            seed=setting.seed,
-            data=data.fingerprint,
-            recipe=recipe,
-            precision=options.precision,
-            reducer=options.reducer,
-            config={role: module.config for role, module in parts.items()},
-            trained_on=prints,
-        ),
+        facts=early_facts(setting.generator, part, options, setting.seed)
+        | facts(data=data.fingerprint, trained_on=prints),
         save_every=options.save_every or min(500, -(-recipe.steps // 10)),
         sample_every=-(-recipe.steps // 4) if options.sample_every is None else options.sample_every,
         told=setting.told,
@@ -164,6 +156,18 @@ def size_of(config: Any, model: str) -> int:
 def _open(setting: Setting, split: str, recipe: Recipe) -> Any:
     size = size_of(setting.config, setting.options.model)
     return registry.open_dataset(setting.data, split=split, size=size, transform=recipe.transform)
+
+
+def early_facts(generator: Any, part: str, options: TrainOptions, seed: int) -> dict[str, Any]:
+    """Return what a checkpoint must agree about, as far as it is known before anything is opened."""
+    configs = {role: generator.parts[role].config for role in trained_roles(generator, part)}
+    return facts(
+        seed=seed,
+        recipe=recipe_for(generator, part, options),
+        precision=options.precision,
+        reducer=options.reducer,
+        config=configs,
+    )
 
 
 def recipe_for(generator: Any, part: str, options: TrainOptions) -> Recipe:

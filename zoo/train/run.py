@@ -16,9 +16,14 @@ from zoo.resolution import Node, dump, is_run, resolve_tree
 from zoo.runs import RunFolder
 from zoo.specs import locate
 from zoo.train.allocator import keep_freed_memory
+from zoo.train.checkpoint import Checkpoints
+from zoo.train.copies import machine
+from zoo.train.facts import check
+from zoo.train.feed import check_shares
 from zoo.train.group import launched
-from zoo.train.one import Setting, Training, checkpoints_of, size_of, train_stage
+from zoo.train.one import Setting, Training, checkpoints_of, early_facts, recipe_for, size_of, train_stage
 from zoo.train.options import TrainOptions
+from zoo.train.room import check_room
 from zoo.train.stage import trained_roles
 from zoo.train.world import agree, first
 
@@ -32,13 +37,14 @@ def run(options: TrainOptions) -> RunFolder:
         ZooError: anything the user can mend; the text says how.
         Interrupted, Diverged: see `zoo.train.loop.train`.
     """
-    keep_freed_memory()
     out = _out(options)
     engine = make_engine(options)  # here the processes meet, so that what follows is said once
+    keep_freed_memory(sharded=engine.zero == 3)
     node, config, seed, data = _resolve(options, out)
     agree(engine.world, {"options": options, "config": without_none(dump(config, node)), "seed": seed, "data": data})
     outline = registry.build_system(node, config, seed=seed, device="meta")
     stages = _check_part(outline, options)
+    first(engine.world, lambda: _check_stages(outline, stages, options, out, seed, engine.world.size))
     first(engine.world, lambda: RunFolder.create(out, node, config, seed=seed, data=data) and None)
     folder = RunFolder(out)
     setting = Setting(
@@ -108,6 +114,24 @@ def _check_part(generator: Any, options: TrainOptions) -> tuple[str, ...]:
     return (options.part,)
 
 
+def _check_stages(
+    outline: Any, stages: tuple[str, ...], options: TrainOptions, out: Path, seed: int, size: int
+) -> None:
+    """Refuse, before anything is written, a batch that `size` processes cannot share and other runs' checkpoints."""
+    for part in stages:
+        done = all((out / f"{role}.safetensors").is_file() for role in outline.stages[part])
+        if done or not trained_roles(outline, part):
+            continue
+        recipe = recipe_for(outline, part, options)
+        check_shares(recipe.batch, size, recipe.accumulate)
+        found = Checkpoints(out / "checkpoints" / part).newest(deep=False) if options.resume else None
+        if found is not None and (out / "run.toml").is_file():
+            begun, asked = RunFolder(out).card, _card(options.model)
+            if begun != asked:
+                raise BadRun(f"{out} was begun with model '{begun}', not '{asked}'; choose another --out")
+            check(found, early_facts(outline, part, options, seed), f"{out}: the checkpoint of '{part}'")
+
+
 def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
     """Return the stages to train; those that are done are passed over.
 
@@ -147,6 +171,16 @@ def _train_all(setting: Setting, node: Node, stages: tuple[str, ...]) -> None:
         list(call("zoo_train_end", run=training))
 
 
+def _check_room(setting: Setting, node: Node, part: str) -> None:
+    """Refuse a stage that will not fit into memory, before any of it is allocated."""
+    options, engine = setting.options, setting.engine
+    check_room(
+        node, setting.config, part, recipe_for(setting.generator, part, options), options, engine.world,
+        zero=engine.zero, per_node=machine(engine.world.size, options.per_node), here=machine(engine.world.size, None),
+        device=engine.device,
+    )  # fmt: skip
+
+
 def _built(setting: Setting, node: Node, part: str) -> Any:
     """Return the system for one stage: the trained parts built by the engine, those read whole, others on meta.
 
@@ -156,6 +190,8 @@ def _built(setting: Setting, node: Node, part: str) -> Any:
     tops = {*outline.stages[part], *outline.reads(part)}
     used = {role for role in outline.parts if any(f"{role}.".startswith(f"{top}.") for top in tops)}
     trained = trained_roles(outline, part)
+    if trained:
+        _check_room(setting, node, part)
     generator = registry.build_system(
         node, setting.config, seed=setting.seed, trained=trained, building=engine.building(), used=used
     )

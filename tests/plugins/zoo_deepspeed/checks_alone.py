@@ -21,6 +21,7 @@ from zoo.train.engine import TorchEngine
 from zoo.train.feed import Feed
 from zoo.train.loop import Job, update
 from zoo.train.stage import Stage
+from zoo_deepspeed import settings
 from zoo_deepspeed.engine import DeepSpeedEngine
 
 RECIPE = Recipe(lr=1e-2, batch=8, steps=12, schedule="constant", ema=0.9, clip=0.5)
@@ -250,6 +251,13 @@ def test_a_file_that_contradicts_the_recipe_is_refused_and_names_both(tmp_path):
     own.write_text('{"train_batch_size": 64}')
     with pytest.raises(ConfigError, match=r"ds.json says train_batch_size=64 and the run has 8 \(--batch\)"):
         job(tmp_path, engine(1, engine_config=own))
+
+
+def test_the_names_a_file_may_hold_are_deepspeeds():
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    fields = DeepSpeedZeroConfig.model_fields
+    assert set(settings.ZERO) <= {*fields, *(field.alias for field in fields.values())}
 
 
 def test_residual_branches_are_recomputed_to_the_same_numbers(tmp_path, zero):

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).parents[3]
@@ -35,14 +36,18 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }  # fmt: skip
 
 
-def start(size: int, command: list[str], **more: str) -> list[subprocess.Popen]:
-    """Start `python command` on every rank, with `more` in the environment; its stderr is kept in the file `log`."""
+def start(size: int, command: list[str], each: Sequence[list[str]] = (), **more: str) -> list[subprocess.Popen]:
+    """Start `python command` on every rank, with `more` in the environment; its stderr is kept in the file `log`.
+
+    `each`: what is added to the command, rank by rank.
+    """
     port, processes = free_port(), []
     for rank in range(size):
         _, log = tempfile.mkstemp(prefix=f"rank{rank}-")
         with open(log, "w") as file:
             process = subprocess.Popen(
-                [sys.executable, *command], env={**environment(rank, size, port), **more},
+                [sys.executable, *command, *(each[rank] if each else ())],
+                env={**environment(rank, size, port), **more},
                 stdout=subprocess.DEVNULL, stderr=file,
             )  # fmt: skip
         process.log = log
@@ -63,11 +68,13 @@ def finish(processes: list[subprocess.Popen], seconds: float = 240) -> tuple[lis
     return [process.wait() for process in processes], [Path(process.log).read_text() for process in processes]
 
 
-def run_all(folder: Path, size: int, commands: list[dict], seconds: float = 240) -> list[str]:
+def run_all(
+    folder: Path, size: int, commands: list[dict], seconds: float = 240, program: str | Path = __file__
+) -> list[str]:
     """Run commands one after the other on `size` processes in one launch; return what each process said."""
     path = folder / "commands.json"
     path.write_text(json.dumps(commands))
-    codes, said = finish(start(size, [__file__, str(path)]), seconds)
+    codes, said = finish(start(size, [str(program), str(path)]), seconds)
     assert codes == [0] * size, "\n".join(said)
     return said
 
