@@ -38,7 +38,7 @@ from zoo_deepspeed.building import Partitioned, lengthen
 from zoo_deepspeed.cast import Cast, LossScale
 from zoo_deepspeed.fragments import fragments, gather
 from zoo_deepspeed.machines import Machines
-from zoo_deepspeed.start import deepspeed
+from zoo_deepspeed.start import deepspeed, refuse_wrong_values
 from zoo_deepspeed.version import check_version
 
 log = logging.getLogger("zoo.train")
@@ -64,6 +64,9 @@ class DeepSpeedEngine:
         self._copies = copies(self.world, self.zero, options)
         self._reducer = reduction.make_reducer(options)
         self._check_offload()
+        if self._own.path is not None:
+            said = settings.building(self.zero, self._own, self._copies.shards)
+            refuse_wrong_values(self._own.path, said, Machines(self._copies))
         self._ds: Any = None
 
     def _check_offload(self) -> None:

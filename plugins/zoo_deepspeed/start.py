@@ -6,9 +6,12 @@ import functools
 import logging
 import os
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
+
+from zoo.errors import ConfigError
 
 
 @functools.cache
@@ -30,3 +33,30 @@ def deepspeed() -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     module.init_distributed(auto_mpi_discovery=False, verbose=False)
     return module
+
+
+def refuse_wrong_values(path: Path, said: dict[str, Any], machines: Any) -> None:
+    """Have DeepSpeed read a user's settings before anything is made of them.
+
+    Args:
+        path: the user's file, for the message.
+        said: the merged JSON.
+        machines: the processes, as DeepSpeed is told of them.
+
+    Raises:
+        ConfigError: DeepSpeed does not accept a value; says which.
+    """
+    deepspeed()
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
+    from pydantic import ValidationError
+
+    try:
+        DeepSpeedConfig(said, machines)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ConfigError(
+            f"{path}: '{where}' is {first['input']!r}: {first['msg'][:1].lower()}{first['msg'][1:]}"
+        ) from None
+    except (DeepSpeedConfigError, AssertionError, TypeError, ValueError) as error:
+        raise ConfigError(f"{path}: DeepSpeed does not accept it: {' '.join(str(error).split())}") from error

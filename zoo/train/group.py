@@ -46,7 +46,7 @@ def launched() -> bool:
     return processes() > 1 or "CROSS_SIZE" in os.environ
 
 
-@attrs.frozen
+@attrs.define(eq=False)
 class Group:
     """The processes of torch's default group."""
 
@@ -55,8 +55,8 @@ class Group:
     store: Any
     minutes: float
     """How long a collective waits."""
-    last: list[int] = attrs.field(factory=list, init=False, eq=False)
-    """The update this process is in."""
+    last: int | None = attrs.field(default=None, init=False)
+    """The update this process is in; None before the first."""
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -76,7 +76,7 @@ class Group:
 
     def at(self, step: int) -> None:
         """Note that this process begins update `step` (counted from 0)."""
-        self.last[:] = [step]
+        self.last = step
         if self.size > 1:
             self.store.set(f"at/{self.rank}", str(step))
 
@@ -131,7 +131,7 @@ class Group:
     def place(self, rank: int | None = None) -> str:
         """Return where a rank (this one) is, in words."""
         if rank is None:
-            return f"update {self.last[0] + 1}" if self.last else "its start"
+            return "its start" if self.last is None else f"update {self.last + 1}"
         key = f"at/{rank}"
         return f"update {int(self.store.get(key)) + 1}" if self.store.check([key]) else "its start"
 

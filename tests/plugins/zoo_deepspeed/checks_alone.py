@@ -253,6 +253,20 @@ def test_a_file_that_contradicts_the_recipe_is_refused_and_names_both(tmp_path):
         job(tmp_path, engine(1, engine_config=own))
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('{"zero_optimization": {"stage": 2, "reduce_bucket_size": "big"}}', "ds.json: 'reduce_bucket_size' is 'big'"),
+        ('{"wall_clock_breakdown": "maybe"}', "ds.json: DeepSpeed does not accept it"),
+    ],
+)
+def test_a_value_that_deepspeed_cannot_read_is_one_line(tmp_path, text, said):
+    own = tmp_path / "ds.json"
+    own.write_text(text)
+    with pytest.raises(ConfigError, match=said):
+        engine(None, engine_config=own)
+
+
 def test_the_names_a_file_may_hold_are_deepspeeds():
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
