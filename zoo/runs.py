@@ -67,7 +67,7 @@ class RunFolder:
             "card": node.card,
             "seed": seed,
             "data": data,
-            "versions": _versions(node),
+            "versions": versions(node),
             "config": without_none(dump(config, node)),
         }
         if (path / "run.toml").exists():
@@ -235,7 +235,7 @@ def _copy_part(part: Node, dest: Path) -> None:
         shutil.copyfile(source, beside)
 
 
-def _versions(node: Node) -> dict[str, str]:
+def versions(node: Node) -> dict[str, str]:
     origins = plugins.installed().origins
     used = {part.plugin for _, part in node.walk() if part.plugin in origins}
     return {

@@ -6,8 +6,6 @@ was multiplied with (DeepSpeed's step raises it in between, on the update on whi
 
 from __future__ import annotations
 
-import functools
-import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,10 +14,9 @@ from torch import nn
 
 from zoo.interfaces import Batch, Losses
 from zoo.rng import Rng
+from zoo.train.resblock import say_if_slow
 from zoo.train.stage import Stage
 from zoo_deepspeed.settings import LossScaler
-
-log = logging.getLogger("zoo.train")
 
 TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,20 +38,13 @@ class Cast(nn.Module):
             "device_type": device.type, "dtype": TYPES.get(precision), "enabled": precision in TYPES,
             "cache_enabled": keep,
         }  # fmt: skip
-        if precision == "fp16" and device.type == "cpu":
-            _say_slow()
+        if precision == "fp16":
+            say_if_slow(device, precision)
 
     def forward(self, batch: Batch, step: int, rng: Rng) -> Losses:
         """Return the stage's losses."""
         with torch.autocast(**self._how):
             return self.stage(batch, step, rng)
-
-
-@functools.cache
-def _say_slow() -> None:
-    fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
-    if not fast:
-        log.warning("on this CPU torch has no fp16 arithmetic: --precision fp16 works, many times slower than fp32")
 
 
 class LossScale:

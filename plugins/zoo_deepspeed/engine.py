@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from zoo.errors import ConfigError
 from zoo.files import atomic_text
@@ -29,6 +29,7 @@ from zoo.rng import Rng
 from zoo.train import group, optim, reduction, resblock
 from zoo.train.copies import copies
 from zoo.train.ema import Ema
+from zoo.train.ending import Buffers, Ending
 from zoo.train.engine import block_names, refuse_accumulation
 from zoo.train.shards import MOMENTS, Piece, Shards, whole, write
 from zoo.train.stage import Stage
@@ -62,7 +63,7 @@ class DeepSpeedEngine:
         self._own = settings.read(options.engine_config, options.precision, options.zero)
         self.zero = settings.stage_of(options, self._own)
         self._copies = copies(self.world, self.zero, options)
-        self._reducer = reduction.make_reducer(options)
+        self._options = options
         self._check_offload()
         if self._own.path is not None:
             said = settings.building(self.zero, self._own, self._copies.shards)
@@ -105,10 +106,13 @@ class DeepSpeedEngine:
         self._updates = self._step = 0
         self._ds = self._initialize(stage, recipe) if self._weights else None
         self._fragments = fragments(self.zero if self._ds is not None else 0, self._ds, self._held)
-        self._scales = None
-        if self._precision == "resblock":
-            self._scales = resblock.Scales(stage, workers=self.world.size)
         self._loss_scale = LossScale(self._own.scaler()) if self._precision == "fp16" else None
+        self._ending = Ending(
+            world=self.world, copies=self._copies, reducer=reduction.make_reducer(self._options), clip=recipe.clip,
+            scales=resblock.Scales(stage, workers=self.world.size) if self._precision == "resblock" else None,
+            loss_scale=self._loss_scale,
+        )  # fmt: skip
+        self._buffers = Buffers(stage)
         self._ema = Ema(self._local(), recipe.ema, recipe.ema_every) if recipe.ema is not None else None
         self._begin()
 
@@ -136,7 +140,7 @@ class DeepSpeedEngine:
     def _begin(self) -> None:
         """Forget what belonged to the last update."""
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self._buffers: dict[str, Tensor] | None = None
+        self._buffers.forget()
         self._piece = 0
         if self._ds is not None:
             self._fragments.forget()
@@ -144,8 +148,7 @@ class DeepSpeedEngine:
     def __call__(self, batch: Batch, step: int, rng: Rng) -> Losses:
         """Return the losses of this process's share of one micro-batch of update `step`."""
         self._step, self._piece = step, self._piece + 1
-        if self._buffers is None:
-            self._buffers = {name: x.clone() for name, x in self._state_buffers()}
+        self._buffers.keep()
         if self._ds is None:
             return self.stage(batch, step, rng)
         self._ds.set_gradient_accumulation_boundary(self._piece == self.recipe.accumulate)
@@ -169,40 +172,19 @@ class DeepSpeedEngine:
         """Update the weights, or skip the update on every process when a loss or a gradient is not finite on any.
 
         Returns:
-            As the core's engine: "lr", "grad_norm" (of the whole gradient, before clipping), "skipped"; of several
-            copies "sent"; in fp16 "loss_scale", in resblock precision the scales; "settling" where a falling scale
-            will end the skips.
+            "lr", and what `zoo.train.ending` returns; in fp16 "loss_scale" too.
         """
         lr = optim.rate(self.recipe, self._step, self.steps)
+        if self.device.type == "cuda" and self._own.offloads:
+            torch.cuda.synchronize()  # gradients may still be on their way to the CPU
         grads = list(self.gradients()) if self._ds is not None else []
-        bad = self._unscale(grads)
-        found = reduction.reduce(self._reducer, grads, self._copies, self._finite, alike=not self._fragments.split)
-        made = {"lr": lr, "grad_norm": found.norm, "skipped": 0.0 if found.finite else 1.0}
-        made |= {"sent": float(found.sent)} if self._copies.count > 1 else {}
-        if self._scales is not None and bad is not None:
-            made |= self._scales.move(bad, made=found.finite, loss=found.loss)
-        if self._loss_scale is not None:
-            made |= self._loss_scale.move(found.finite, loss=found.loss)
-        if found.finite:
-            found.decompress(True)
-            reduction.clip([grad.tensor for grad in grads], found.norm, self.recipe.clip)
-            self._update(found.norm, lr)
-        else:
-            self._skip(grads, quietly="settling" in made)
-            found.decompress(False)
-            self._poison()
+        made = self._ending.end(
+            grads, self._finite, alike=not self._fragments.split, update=partial(self._update, lr), skip=self._skip
+        )
         self._begin()
-        return made
+        return {"lr": lr, **made}
 
-    def _unscale(self, grads: list[Grad]) -> Tensor | None:
-        """Divide the gradients by what they were scaled with; return which blocks overflowed, on any process."""
-        if self._loss_scale is not None and grads:
-            torch._foreach_div_([grad.tensor for grad in grads], self._loss_scale.value)
-        if self._scales is None:
-            return None
-        return reduction.any_process(self._scales.unscale(grads), self.world)
-
-    def _update(self, norm: float, lr: float) -> None:
+    def _update(self, lr: float) -> None:
         self._updates += 1
         if self._ds is None:
             return
@@ -211,29 +193,17 @@ class DeepSpeedEngine:
             params["lr"] = lr * params["scale"]
         self._ds.step()
         if not self._ds.was_step_applied():
-            raise RuntimeError(f"DeepSpeed skipped update {self._step + 1}, whose gradient norm is {norm}")
+            raise RuntimeError(f"DeepSpeed skipped update {self._step + 1}, whose gradient is finite")
         if self._ema is not None:
             self._ema.weights = self._local()
             self._ema.update(self._updates)
 
-    def _skip(self, grads: list[Grad], *, quietly: bool) -> None:
-        """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
-        for name, x in self._state_buffers():
-            x.copy_((self._buffers or {}).get(name, x))
-        where = "" if quietly else reduction.blame(grads, self.world)
-        if where:
-            log.warning("gradient is not finite in %s", where)
-
-    def _poison(self) -> None:
-        """Have DeepSpeed go through a step in which it changes nothing."""
+    def _skip(self) -> None:
+        """Put buffers back, and have DeepSpeed go through a step in which it changes nothing."""
+        self._buffers.put_back()
         if self._ds is not None and self.zero > 0:
             self._fragments.poison()
             self._ds.step()
-
-    def _state_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the buffers that are part of the weights' file."""
-        saved = self.stage.state_dict(keep_vars=True)
-        yield from ((name, x) for name, x in saved.items() if not isinstance(x, nn.Parameter))
 
     def _shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of the whole parameter, as files have it."""
@@ -244,7 +214,7 @@ class DeepSpeedEngine:
         """Return a whole tensor of which this process holds a run."""
         if self._fragments.alike(name) or self._copies.shards == 1:
             return held.view(self._shape(name))
-        return gather(held, self._fragments.span(name), self._shape(name), self._copies.inside)
+        return gather(held, self._fragments.span(name), self._shape(name), self._copies.inside, self.device)
 
     def _kept(self, name: str) -> Tensor:
         """Return a whole parameter as it is to be kept: its average where there is one."""
@@ -279,16 +249,18 @@ class DeepSpeedEngine:
             before = {} if self.zero else {name: p.data.clone() for name, p in self._weights.items()}
             for name, p in self._weights.items():
                 p.data.copy_(self._kept(name))
-            yield
-            for name, x in before.items():
-                self._weights[name].data.copy_(x)
-            self._fragments.publish()
+            try:
+                yield
+            finally:
+                for name, x in before.items():
+                    self._weights[name].data.copy_(x)
+                self._fragments.publish()
 
     def save(self, folder: Path) -> None:
         """Write this process's pieces: weights and buffers, optimiser, average, reducer; the first process: scales,
         updates. All take part; those of the first copy write."""
         parts = self._fragments
-        pieces = reduction.state_pieces(self._reducer, self._copies, parts.span, self._shape)
+        pieces = reduction.state_pieces(self._ending.reducer, self._copies, parts.span, self._shape)
         if self._copies.copy > 0:
             return
         for name in self._held:
@@ -317,8 +289,8 @@ class DeepSpeedEngine:
     def _said(self) -> dict[str, Any]:
         said: dict[str, Any] = {"engine": "deepspeed", "zero": self.zero, "processes": self.world.size,
                                 "updates": self._updates}  # fmt: skip
-        if self._scales is not None:
-            said["scales"] = self._scales.state_dict()
+        if self._ending.scales is not None:
+            said["scales"] = self._ending.scales.state_dict()
         if self._loss_scale is not None:
             said["loss_scale"] = self._loss_scale.state_dict()
         return said
@@ -346,11 +318,11 @@ class DeepSpeedEngine:
                     x.copy_(found.tensor(name))
             state = reduction.state_from(found, self._copies, parts.span)
             if state:
-                self._reducer.load_state_dict(state)
+                self._ending.reducer.load_state_dict(state)
         if self._ds is not None:
             parts.publish()
-        if self._scales is not None:
-            self._scales.load_state_dict(said["scales"])
+        if self._ending.scales is not None:
+            self._ending.scales.load_state_dict(said["scales"])
         if self._loss_scale is not None:
             self._loss_scale.load_state_dict(said["loss_scale"])
         self._begin()

@@ -69,9 +69,10 @@ class Fragments(Protocol):
         """Clear what the last update's gradients left behind."""
 
 
-def gather(values: Tensor, span: Span, shape: tuple[int, ...], group: Any) -> Tensor:
-    """Return a whole tensor of which each process of the group holds a run, exactly."""
-    flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=values.device)
+def gather(values: Tensor, span: Span, shape: tuple[int, ...], group: Any, device: torch.device) -> Tensor:
+    """Return, on a device that the group's backend knows, a whole tensor of which each process of the group holds a
+    run, exactly."""
+    flat = torch.zeros(math.prod(shape), dtype=torch.float32, device=device)
     flat[span[0] : span[1]] = values
     # As integers: sums with zero that keep every bit, also those of a negative zero.
     dist.all_reduce(flat.view(torch.int32), group=group)
@@ -82,6 +83,12 @@ def _moments_of(optimizer: torch.optim.Optimizer, flats: Iterable[Tensor], updat
     for flat in flats:
         state: dict[str, Tensor] = {kind: torch.zeros_like(flat.data) for kind in MOMENTS}
         optimizer.state[flat] = {"step": torch.tensor(float(updates), device=flat.device), **state}
+
+
+def _clear(flats: Iterable[Tensor]) -> None:
+    for flat in flats:
+        if flat.grad is not None:
+            flat.grad.zero_()
 
 
 class Whole:
@@ -193,7 +200,8 @@ class Flat:
             norms[self.zero.get_param_id(self.weights[held])] = torch.tensor(math.inf)
 
     def forget(self) -> None:
-        pass
+        if self.zero.cpu_offload:  # else DeepSpeed makes them anew
+            _clear(self.zero.single_partition_of_fp32_groups)
 
 
 class Split:
@@ -267,7 +275,9 @@ class Split:
     def forget(self) -> None:
         """Zero the buffers: a parameter without part in an update's loss would meet its last gradient again."""
         self._grads = {}
-        if not self.zero.offload_optimizer:
+        if self.zero.offload_optimizer:
+            _clear(self.zero.fp32_partitioned_groups_flat)
+        else:
             self.zero.grad_partitions_flat_buffer.zero_()
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from zoo.config import structure
 from zoo.errors import ConfigError, suggest
 from zoo.parts import Recipe
 from zoo.planning.buckets import DEFAULT
@@ -108,11 +109,7 @@ class Own:
             ConfigError: an unknown field.
         """
         said = {k: x for k, x in self.data.get("fp16", {}).items() if k not in ("enabled", "auto_cast")}
-        known = attrs.fields_dict(LossScaler)
-        for name in said:
-            if name not in known:
-                raise ConfigError(f"{self.path}: fp16.{name}: no such field{suggest(name, known)}")
-        return LossScaler(**said)
+        return structure(said, LossScaler, where=f"{self.path}: fp16")
 
 
 def read(path: Path | None, precision: str, zero: int | None) -> Own:

@@ -100,8 +100,8 @@ class PowerSgdDalle:
         self.ledger.count(exchange, rest)
         norm = math.fsum(norms_squared([*tensors, *(work.q for work in works if work.q is not None)]))  # (9)
         finite = not any(bad) and math.isfinite(norm)
-        self._open = bool(works)
-        settle = partial(self._settle, works, exchange.size) if works else None
+        self._open = bool(works) or self.ledger.unsettled
+        settle = partial(self._settle, works, exchange.size) if self._open else None
         return Reduced(norm if finite else math.inf, finite, settle, exchange.sent)
 
     def _project(self, matrix: Matrix, size: int) -> Work:
@@ -148,6 +148,7 @@ class PowerSgdDalle:
         it, as in [1]. Where a matrix was not finite on some rank its buffers keep all they have.
         """
         self._open = False
+        self.ledger.settle(applied)
         for work in works:
             matrix, x = work.matrix, work.matrix.grid
             if work.q is not None and bool(work.q.isfinite().all()):

@@ -26,6 +26,8 @@ class Ledger:
         self.sent = {"matrices": 0, "rest": 0}
         """Payload so far, in bytes: factors; everything else."""
         self._loaded: dict[str, Tensor] = {}
+        self._added: dict[str, Tensor] = {}
+        """Loaded errors that are in gradients of a reduction whose update may still be skipped."""
 
     def count(self, exchange: Exchange, rest: int) -> None:
         """Take note of a reduction that has sent `rest` bytes beside its factors."""
@@ -67,11 +69,24 @@ class Ledger:
         return found.to(like) if found is not None and found.shape == shape else None
 
     def add_errors(self, grads: list[Grad]) -> None:
-        """Add what was not yet applied to gradients that are sent whole here and were compressed where it was saved."""
+        """Add what was not yet applied to gradients that are sent whole here and were compressed where it was saved;
+        `settle` when it is known whether the update is made."""
         for grad in grads:
             error = self.error(grad.name, grad.tensor)
             if error is not None:
                 grad.tensor.add_(error)
+                self._added[f"error/{grad.name}"] = error
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether errors were added that a skipped update must not lose."""
+        return bool(self._added)
+
+    def settle(self, applied: bool) -> None:
+        """Forget the errors that were added, or keep them where the update is skipped."""
+        if not applied:
+            self._loaded |= self._added
+        self._added = {}
 
     def check_met(self) -> None:
         """Raise BadRun when a gradient of the loaded state did not come."""

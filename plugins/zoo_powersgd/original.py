@@ -75,8 +75,8 @@ class PowerSgd:
         self.ledger.count(exchange, rest)
         norm = math.inf if bad else math.fsum(norms_squared([*tensors, *qs]))
         finite = math.isfinite(norm)
-        self._open = bool(matrices)
-        settle = partial(self._settle, matrices, ps, qs, finite) if matrices else None
+        self._open = bool(matrices) or self.ledger.unsettled
+        settle = partial(self._settle, matrices, ps, qs, finite) if self._open else None
         return Reduced(norm if finite else math.inf, finite, settle, exchange.sent)
 
     def _project(self, matrix: Matrix) -> Tensor:
@@ -104,6 +104,7 @@ class PowerSgd:
     ) -> None:  # fmt: skip
         """Write the mean gradients and keep what they lack; an update that is skipped leaves no trace."""
         self._open = False
+        self.ledger.settle(applied)
         if not (applied and finite):
             return
         for matrix, p, q in zip(matrices, ps, qs, strict=True):

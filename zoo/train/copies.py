@@ -53,7 +53,7 @@ def copies(world: Any, zero: int, options: Any) -> Copies:
     Raises:
         ConfigError: the processes make no whole machines, or the reducer cannot work here.
     """
-    per_node = machine(world.size, options.per_node)
+    per_node = _machines(world, options.per_node) if zero else 1
     each = processes_of_a_copy(zero, shard_of(zero, options.shard, options.reducer), per_node, world.size)
     check_reducer(zero, each, options.reducer)
     count, place = world.size // each, divmod(world.rank, each)
@@ -77,6 +77,22 @@ def _group(ranks: range, world: Any) -> Any:
         return dist.group.WORLD
     # Only the members meet: a thousand processes make their two groups each, and not all groups of all.
     return dist.new_group(list(ranks), timeout=timedelta(minutes=world.minutes), use_local_synchronization=True)
+
+
+def _machines(world: Any, said: int | None) -> int:
+    """Return how many processes each machine has.
+
+    Raises:
+        ConfigError: on every process, when they were told different numbers, or make no whole machines.
+    """
+    found = world.gather(machine(world.size, said))
+    if len(set(found)) > 1:
+        ranks = ", ".join(f"{n} to rank {found.index(n)}" for n in sorted(set(found)))
+        raise ConfigError(
+            f"machines have different numbers of processes (the launchers say {ranks}), and shards are cut alike on "
+            "all: start as many on each, or say --per-node, or --zero 0"
+        )
+    return found[0]
 
 
 def machine(size: int, said: int | None, environ: Mapping[str, str] = os.environ) -> int:

@@ -25,6 +25,7 @@ from zoo.rng import Rng
 from zoo.train import group, optim, reduction, resblock
 from zoo.train.copies import copies
 from zoo.train.ema import Ema
+from zoo.train.ending import Buffers, Ending
 from zoo.train.shards import MOMENTS, Shards, whole, write
 from zoo.train.stage import Stage
 from zoo.train.world import World
@@ -56,7 +57,7 @@ class TorchEngine:
     """Weights in fp32, whole on every process. "bf16": the forward is autocast. "resblock": residual branches in fp16.
 
     Args:
-        options: `TrainOptions`, of which this engine reads `precision`, `reducer` and `timeout`.
+        options: `TrainOptions`, of which this engine reads `precision`, `reducer`, `per_node`, `seed` and `timeout`.
         device: where to train; None: this process's CUDA device, else torch's default device.
 
     Raises:
@@ -72,7 +73,7 @@ class TorchEngine:
         default = group.device() if several or torch.cuda.is_available() else torch.get_default_device()
         self.device = torch.device(device if device is not None else default)
         self._copies = copies(self.world, 0, options)
-        self._reducer = reduction.make_reducer(options)
+        self._options = options
         self._bf16 = options.precision == "bf16"
         self._resblock = options.precision == "resblock"
 
@@ -90,7 +91,11 @@ class TorchEngine:
         refuse_accumulation(stage, recipe)
         self.stage, self.recipe, self.steps = stage.to(self.device).train(), recipe, steps
         resblock.detach(stage)
-        self.scales = resblock.Scales(stage) if self._resblock else None
+        self._ending = Ending(
+            world=self.world, copies=self._copies, reducer=reduction.make_reducer(self._options), clip=recipe.clip,
+            scales=resblock.Scales(stage, workers=self.world.size) if self._resblock else None,
+        )  # fmt: skip
+        self._buffers = Buffers(stage)
         self._weights = optim.parameters(stage)
         self._names = {id(p): name for name, p in self._weights.items()}
         self._blocks = block_names(stage)
@@ -100,18 +105,22 @@ class TorchEngine:
         self._step = 0
         self._begin()
 
+    @property
+    def scales(self) -> resblock.Scales | None:
+        """The gradient scales of resblock precision."""
+        return self._ending.scales
+
     def _begin(self) -> None:
         """Forget what belonged to the last update."""
         self._finite = torch.ones((), dtype=torch.bool, device=self.device)
-        self._buffers: dict[str, Tensor] | None = None
+        self._buffers.forget()
         if self._optimizer is not None:
             self._optimizer.zero_grad(set_to_none=True)
 
     def __call__(self, batch: Batch, step: int, rng: Rng) -> Losses:
         """Return the losses of one micro-batch of update `step`."""
         self._step = step
-        if self._buffers is None:
-            self._buffers = {name: x.clone() for name, x in self._state_buffers()}
+        self._buffers.keep()
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._bf16):
             return self.stage(batch, step, rng)
 
@@ -134,27 +143,15 @@ class TorchEngine:
         """Update the weights, or skip the update when a loss or a gradient is not finite.
 
         Returns:
-            "lr", "grad_norm" (before clipping), and "skipped", 1.0 when nothing was changed, else 0.0; of several
-            processes "sent", the bytes this one put into the reduction; in resblock precision the scales too, and
-            "settling", 1.0 where a skip is an overflow that a falling scale will end.
+            "lr", and what `zoo.train.ending` returns.
         """
         lr = optim.rate(self.recipe, self._step, self.steps)
-        grads = list(self.gradients())
-        bad = reduction.any_process(self.scales.unscale(grads), self.world) if self.scales is not None else None
-        found = reduction.reduce(self._reducer, grads, self._copies, self._finite, alike=True)
-        made = {"lr": lr, "grad_norm": found.norm, "skipped": 0.0 if found.finite else 1.0}
-        made |= {"sent": float(found.sent)} if self.world.size > 1 else {}
-        if self.scales is not None and bad is not None:
-            made |= self.scales.move(bad, made=found.finite, loss=found.loss)
-        if found.finite:
-            found.decompress(True)
-            reduction.clip([grad.tensor for grad in grads], found.norm, self.recipe.clip)
-            self._update(lr)
-        else:
-            self._skip(grads, quietly="settling" in made)
-            found.decompress(False)
+        made = self._ending.end(
+            list(self.gradients()), self._finite, alike=True, update=functools.partial(self._update, lr),
+            skip=self._buffers.put_back,
+        )  # fmt: skip
         self._begin()
-        return made
+        return {"lr": lr, **made}
 
     def _update(self, lr: float) -> None:
         self._updates += 1
@@ -165,19 +162,6 @@ class TorchEngine:
         self._optimizer.step()
         if self._ema is not None:
             self._ema.update(self._updates)
-
-    def _skip(self, grads: list[Grad], *, quietly: bool) -> None:
-        """Undo what the forward did to buffers (running statistics), and say whose gradient it was."""
-        for name, x in self._state_buffers():
-            x.copy_((self._buffers or {}).get(name, x))
-        where = "" if quietly else reduction.blame(grads, self.world)
-        if where:
-            log.warning("gradient is not finite in %s", where)
-
-    def _state_buffers(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield the buffers that are part of the weights' file."""
-        saved = self.stage.state_dict(keep_vars=True)
-        yield from ((name, x) for name, x in saved.items() if not isinstance(x, nn.Parameter))
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a context in which the trained parts hold the averaged weights, where there is an average."""
@@ -196,7 +180,7 @@ class TorchEngine:
     def save(self, folder: Path) -> None:
         """Write all that training needs to go on: weights and buffers, optimiser, average, scales, updates; the first
         process does, and all take part."""
-        pieces = reduction.state_pieces(self._reducer, self._copies, self._span, self._shape)
+        pieces = reduction.state_pieces(self._ending.reducer, self._copies, self._span, self._shape)
         if self.world.rank > 0:
             return
         tensors = {f"weights:{name}": x for name, x in self.stage.state_dict().items()}
@@ -235,7 +219,7 @@ class TorchEngine:
                 self._ema.load({name: found.tensor(name, "average") for name in self._weights})
             state = reduction.state_from(found, self._copies, self._span)
             if state:
-                self._reducer.load_state_dict(state)
+                self._ending.reducer.load_state_dict(state)
         if self.scales is not None:
             self.scales.load_state_dict(said["scales"])
         self._begin()

@@ -178,9 +178,15 @@ def show(job: Job, step: int) -> None:
     job.generator.eval()
     try:
         with job.engine.averaged():  # on every rank; one draws
-            for role in job.stage.roles if job.engine.world.rank == 0 else ():
-                samples.draw(job.generator, role, job.shown, path, seed=job.seed, device=job.engine.device)
-    except Exception as error:  # a picture is not worth a run
-        log.warning("%s: no sample pictures at step %d: %s: %s", job.stage.part, step, type(error).__name__, error)
+            if job.engine.world.rank == 0:
+                _draw(job, step, path)
     finally:
         job.stage.train()
+
+
+def _draw(job: Job, step: int, path: Path) -> None:
+    try:
+        for role in job.stage.roles:
+            samples.draw(job.generator, role, job.shown, path, seed=job.seed, device=job.engine.device)
+    except Exception as error:  # a picture is not worth a run
+        log.warning("%s: no sample pictures at step %d: %s: %s", job.stage.part, step, type(error).__name__, error)

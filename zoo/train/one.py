@@ -56,6 +56,8 @@ class Setting:
     seed: int
     data: str
     training: Training
+    pictures: bool = True
+    """Whether there is room to draw samples while training."""
 
     def told(self, step: int, row: Mapping[str, Any]) -> None:
         """Tell the hooks of an update; one that fails is reported once and stops nothing."""
@@ -120,9 +122,17 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
         facts=early_facts(setting.generator, part, options, setting.seed)
         | facts(data=data.fingerprint, trained_on=prints),
         save_every=options.save_every or min(500, -(-recipe.steps // 10)),
-        sample_every=-(-recipe.steps // 4) if options.sample_every is None else options.sample_every,
+        sample_every=_sample_every(setting, recipe),
         told=setting.told,
     )
+
+
+def _sample_every(setting: Setting, recipe: Recipe) -> int:
+    """Return the updates between two sample pictures, 0 for none."""
+    said = setting.options.sample_every
+    if not setting.pictures:
+        return 0
+    return -(-recipe.steps // 4) if said is None else said
 
 
 def _resume(job: Job) -> int:

@@ -14,10 +14,10 @@ import click
 from attrs import validators as v
 
 from zoo import front
+from zoo.planning.jobs import PRECISIONS
 from zoo.planning.layout import SHARDS
 
 ENGINES = ("auto", "torch", "deepspeed")
-PRECISIONS = ("fp32", "bf16", "fp16", "resblock")
 _positive = v.optional(v.ge(1))
 
 

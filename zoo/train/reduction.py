@@ -1,7 +1,6 @@
 """From every process's gradients to one decision: the mean between copies, the whole norm, made or skipped.
 
-The order of an update's end is the same for every engine: unscale (`zoo.train.resblock`), reduce between the copies of
-the model, one norm and one flag over all processes, clip, step or skip.
+What an engine does with them at the end of an update is in `zoo.train.ending`.
 """
 
 from __future__ import annotations
@@ -60,11 +59,13 @@ class Mean:
 def _buckets(tensors: list[Tensor]) -> Iterable[list[Tensor]]:
     """Yield the tensors in order, as many at a time as hold `MEAN` values, or one that holds more."""
     bucket: list[Tensor] = []
+    held = 0
     for x in tensors:
-        if bucket and sum(y.numel() for y in bucket) + x.numel() > MEAN:
+        if bucket and held + x.numel() > MEAN:
             yield bucket
-            bucket = []
+            bucket, held = [], 0
         bucket.append(x)
+        held += x.numel()
     if bucket:
         yield bucket
 

@@ -83,7 +83,7 @@ class Scales:
         self._law = [START] * len(blocks)
         self._since = [GUARD] * len(blocks)
         device = device or next(stage.parameters()).device
-        _say_if_slow(device)
+        say_if_slow(device, "resblock")
         self._values = torch.empty(len(blocks), device=device)
         self._publish()
         self._index: dict[str, int] = {}
@@ -93,7 +93,11 @@ class Scales:
 
     def _publish(self) -> None:
         """Put the scales where the branches read them."""
-        self._values.copy_(torch.tensor([self._share * 2.0 ** (x / 1000) for x in self._law]))
+        self._values.copy_(torch.tensor([self._scale(i) for i in range(len(self._law))]))
+
+    def _scale(self, i: int) -> float:
+        """Return what a block's branch multiplies by."""
+        return self._share * 2.0 ** (self._law[i] / 1000)
 
     @torch.no_grad()
     def unscale(self, grads: Iterable[Grad]) -> Tensor:
@@ -112,9 +116,9 @@ class Scales:
             if grad.tensor.dtype in (torch.float16, torch.bfloat16):
                 raise TypeError(f"{grad.name}: a gradient is divided by its scale in float32, not {grad.tensor.dtype}")
             i = self._index.get(grad.name, -1)
-            bad[i] |= ~grad.tensor.isfinite().all()
+            bad[i] |= (~grad.tensor.isfinite().all()).to(bad.device)  # an offloaded one is on the CPU
             if i >= 0:
-                grad.tensor.div_(self._values[i])
+                grad.tensor.div_(self._scale(i))
         return bad
 
     def update(self, bad: Tensor, *, made: bool) -> list[str]:
@@ -206,12 +210,15 @@ def _called(stage: nn.Module) -> str:
     return f"'{stage.part}'" if isinstance(getattr(stage, "part", None), str) else type(stage).__name__
 
 
-def _say_if_slow(device: torch.device) -> None:
+def say_if_slow(device: torch.device, precision: str) -> None:
+    """Say once, of a CPU on which torch has no fp16 arithmetic, that this precision is slow."""
     fast = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_fp16_supported()
     if device.type == "cpu" and not fast:
-        _say_slow()
+        _say_slow(precision)
 
 
 @functools.cache
-def _say_slow() -> None:
-    log.warning("on this CPU torch has no fp16 arithmetic: --precision resblock works, many times slower than fp32")
+def _say_slow(precision: str) -> None:
+    log.warning(
+        "on this CPU torch has no fp16 arithmetic: --precision %s works, many times slower than fp32", precision
+    )

@@ -73,6 +73,18 @@ class Room:
         less = f"; if memory runs out: {', '.join(ways) or 'more processes on other devices'}"
         return self._said(need, "at the fullest moment, by its plan") + less
 
+    def without_pictures(self) -> str:
+        """Return why no sample pictures can be drawn while training; "" where they can.
+
+        Sharded parameters are made whole for them, on every process.
+        """
+        if self.job.shards == 1:
+            return ""
+        need = self.here * (self.need().state + 4 * self.stage.cost.params)
+        if need <= self.free:
+            return ""
+        return f"{self._said(need, 'with its parameters whole on every process')}: no sample pictures are drawn"
+
     def _said(self, need: int, what: str) -> str:
         each = f" ({self.here} processes)" if self.here > 1 else ""
         return (
@@ -99,7 +111,7 @@ class Room:
 def check_room(
     node: Node, config: Any, part: str, recipe: Recipe, options: Any, world: Any, *, zero: int, per_node: int,
     here: int, device: torch.device,
-) -> None:  # fmt: skip
+) -> bool:  # fmt: skip
     """Refuse a stage whose state exceeds the free memory, warn of one whose plan does; all processes call this.
 
     Nothing is said of a stage that cannot be planned: a part that states no cost, numbers that others refuse.
@@ -108,12 +120,16 @@ def check_room(
         node, config: the resolved system.
         part: the stage.
         recipe: with what the command says in its place.
-        options: `TrainOptions`, of which `shard`, `reducer`, `precision`, `recompute` and `engine_config` are read.
+        options: `TrainOptions`, of which `shard`, `reducer`, `precision`, `recompute`, `sample_every` and
+            `engine_config` are read.
         world: the processes.
         zero: the engine's ZeRO stage, 0 for one that does not shard.
         per_node: processes of a machine, as copies are divided.
         here: processes that were started on this machine.
         device: where this process trains.
+
+    Returns:
+        Whether there is room to draw sample pictures while it trains, on every process.
 
     Raises:
         ConfigError: on every process, where the state does not fit on one of them.
@@ -124,12 +140,14 @@ def check_room(
     certain = room is not None and (options.engine_config is None or device.type == "cpu")
     refused = room.refusal() if room is not None and certain else ""
     warned = room.warning() if room is not None and not refused else ""
-    said = world.gather((refused, warned))
-    for refusal, _ in said:
-        if refusal:
-            raise ConfigError(refusal)
-    for warning in [warning for _, warning in said if warning][:1]:
-        log.warning("%s", warning)
+    blind = room.without_pictures() if room is not None and options.sample_every != 0 else ""
+    refusals, *others = zip(*world.gather((refused, warned, blind)), strict=True)
+    for refusal in filter(None, refusals):
+        raise ConfigError(refusal)
+    for texts in others:
+        if text := next(filter(None, texts), ""):
+            log.warning("%s", text)
+    return not any(others[1])
 
 
 def room_of(

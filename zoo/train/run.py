@@ -13,7 +13,7 @@ from zoo.catalogue import catalogue
 from zoo.config import without_none
 from zoo.errors import BadRun, ConfigError, PartMismatch, UnknownName
 from zoo.resolution import Node, dump, is_run, resolve_tree
-from zoo.runs import RunFolder
+from zoo.runs import RunFolder, versions
 from zoo.specs import locate
 from zoo.train.allocator import keep_freed_memory
 from zoo.train.checkpoint import Checkpoints
@@ -25,7 +25,7 @@ from zoo.train.one import Setting, Training, checkpoints_of, early_facts, recipe
 from zoo.train.options import TrainOptions
 from zoo.train.room import check_room
 from zoo.train.stage import trained_roles
-from zoo.train.world import agree, first
+from zoo.train.world import agree, first, seen
 
 log = logging.getLogger("zoo.train")
 
@@ -41,12 +41,15 @@ def run(options: TrainOptions) -> RunFolder:
     engine = make_engine(options)  # here the processes meet, so that what follows is said once
     keep_freed_memory(sharded=engine.zero == 3)
     node, config, seed, data = _resolve(options, out)
-    agree(engine.world, {"options": options, "config": without_none(dump(config, node)), "seed": seed, "data": data})
+    agree(engine.world, {
+        "options": options, "config": without_none(dump(config, node)), "seed": seed, "data": data,
+        "engine_config": _text(options.engine_config), "versions": versions(node),
+    })  # fmt: skip
     outline = registry.build_system(node, config, seed=seed, device="meta")
     stages = _check_part(outline, options)
     first(engine.world, lambda: _check_stages(outline, stages, options, out, seed, engine.world.size))
     first(engine.world, lambda: RunFolder.create(out, node, config, seed=seed, data=data) and None)
-    folder = RunFolder(out)
+    folder = RunFolder(seen(out / "run.toml").parent)
     setting = Setting(
         options=options, folder=folder, generator=outline, config=config, engine=engine, seed=seed, data=data,
         training=Training(folder.path, config),
@@ -74,6 +77,10 @@ def make_engine(options: TrainOptions) -> Any:
             raise
         raise ConfigError(f"{error}: no installed plugin provides it; leave --engine out for one process") from None
     return locate(spec.build)(options)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else path.read_text(encoding="utf-8")
 
 
 def _out(options: TrainOptions) -> Path:
@@ -166,15 +173,16 @@ def _train_all(setting: Setting, node: Node, stages: tuple[str, ...]) -> None:
     try:
         for part in stages:
             training.stage = part
-            train_stage(attrs.evolve(setting, generator=_built(setting, node, part)), part)
+            pictures = not trained_roles(setting.generator, part) or _check_room(setting, node, part)
+            train_stage(attrs.evolve(setting, generator=_built(setting, node, part), pictures=pictures), part)
     finally:
         list(call("zoo_train_end", run=training))
 
 
-def _check_room(setting: Setting, node: Node, part: str) -> None:
-    """Refuse a stage that will not fit into memory, before any of it is allocated."""
+def _check_room(setting: Setting, node: Node, part: str) -> bool:
+    """Refuse a stage that will not fit into memory, before any of it is allocated; return whether pictures will."""
     options, engine = setting.options, setting.engine
-    check_room(
+    return check_room(
         node, setting.config, part, recipe_for(setting.generator, part, options), options, engine.world,
         zero=engine.zero, per_node=machine(engine.world.size, options.per_node), here=machine(engine.world.size, None),
         device=engine.device,
@@ -190,8 +198,6 @@ def _built(setting: Setting, node: Node, part: str) -> Any:
     tops = {*outline.stages[part], *outline.reads(part)}
     used = {role for role in outline.parts if any(f"{role}.".startswith(f"{top}.") for top in tops)}
     trained = trained_roles(outline, part)
-    if trained:
-        _check_room(setting, node, part)
     generator = registry.build_system(
         node, setting.config, seed=setting.seed, trained=trained, building=engine.building(), used=used
     )

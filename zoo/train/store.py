@@ -88,7 +88,8 @@ def open_store(
     if dataset.stochastic or not prints or samples < len(dataset):
         return None
     head = dataset.read(list(range(min(4, len(dataset)))))
-    field = _steady_field(generator, part, head, device)
+    # One process decides: two encodings need not be alike to the bit on every device.
+    field = first(world, lambda: _steady_field(generator, part, head, device))
     if field is None:
         return None
     one = _compact(getattr(generator.encode(part, head.to(device)), field).cpu(), _largest_code(generator, part))

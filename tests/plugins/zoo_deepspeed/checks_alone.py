@@ -148,9 +148,19 @@ class Sometimes(FakeSystem):
         return losses
 
 
-def test_a_gradient_is_not_met_again_where_the_next_loss_has_none(tmp_path, zero):
+def offloading(folder, zero):
+    """An engine whose optimiser is on the CPU side of DeepSpeed."""
+    own = folder / f"offload{zero}.json"
+    own.write_text(f'{{"zero_optimization": {{"stage": {zero}, "offload_optimizer": {{"device": "cpu"}}}}}}')
+    return DeepSpeedEngine(options(engine_config=own))
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_a_gradient_is_not_met_again_where_the_next_loss_has_none(tmp_path, zero, offload):
+    if offload and not zero:
+        return  # nothing is offloaded at stage 0
     runs = []
-    for made in (TorchEngine(options(), device="cpu"), engine(zero)):
+    for made in (TorchEngine(options(), device="cpu"), offloading(tmp_path, zero) if offload else engine(zero)):
         runs.append(job(tmp_path, made, system=built(made, kind=Sometimes)))
     for a, b in zip(steps(runs[0], 4), steps(runs[1], 4), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
@@ -232,18 +242,29 @@ def test_frozen_parts_are_never_partitioned(tmp_path):
         assert not any(hasattr(p, "ds_id") or p.numel() == 0 for p in system.parts[role].parameters())
 
 
-def test_offload_through_one_s_own_file(tmp_path):
-    own = tmp_path / "ds.json"
-    own.write_text('{"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}')
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_offload_through_one_s_own_file(tmp_path, stage):
     one = job(tmp_path, TorchEngine(options(), device="cpu"))
-    two = job(tmp_path, DeepSpeedEngine(options(engine_config=own)))
-    assert two.engine._ds.zero_cpu_offload()
+    made = offloading(tmp_path, stage)
+    two = job(tmp_path, made, system=built(made))
+    assert made._ds.zero_cpu_offload()
     for a, b in zip(steps(one, 4), steps(two, 4), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
     two.generator.parts["prior"].poison = lambda step: True
     before = kept(two.engine)
     assert steps(two, 1, 4)[0]["skipped"] == 1.0
     assert all(torch.equal(x, before[name]) for name, x in kept(two.engine).items())
+    two.generator.parts["prior"].poison = None
+    assert steps(two, 1, 5)[0]["skipped"] == 0.0  # what made it skip is gone
+
+
+def test_weights_are_themselves_again_after_a_picture_that_failed(tmp_path, zero):
+    whole, running = job(tmp_path, engine(zero)), job(tmp_path, engine(zero))
+    expected = steps(whole, 5)[3:]
+    steps(running, 3)
+    with pytest.raises(OSError, match="full"), running.engine.averaged():
+        raise OSError("full")
+    assert steps(running, 2, 3) == expected
 
 
 def test_a_file_that_contradicts_the_recipe_is_refused_and_names_both(tmp_path):

@@ -46,6 +46,8 @@ def place(tmp_path_factory):
     for name, how in REDUCERS.items():
         several.append(prior(f"{name}again", **how, resume=True, rewind={"of": str(top / name), "step": SAVED}))
     several.append(prior("spoilt", zero=3, per_node=2, precision="resblock", spoil=SPOIL))
+    several.append(prior("spoilttorch", engine="torch", precision="resblock", spoil=SPOIL))
+    several.append(command(data, top / "all", None, steps=4, save_every=3, zero=3, per_node=2, reducer=LOW))
     fewer = prior("spoiltalone", precision="resblock", resume=True, rewind={"of": str(top / "spoilt"), "step": SAVED})
     said = []
     for size, commands in ((1, alone), (4, several), (1, [fewer])):
@@ -100,11 +102,19 @@ def test_resumed_with_its_error_feedback_it_is_bit_for_bit_the_same(place, name)
     assert len(set(ends.values())) == 1
 
 
+def test_every_part_of_one_command_has_a_reducer_of_its_own(place):
+    top, _ = place
+    for part in ("codebook", "prior", "reranker"):
+        sent = numbers(top / "all", part, "sent")
+        assert sent[0] == sent[1] > sent[2] == sent[3], part  # two dense updates each
+        assert (top / "all" / f"{part}.safetensors").is_file()
+
+
 def scales(folder, step):
     return {k: x for k, x in rows(folder, "prior")[step].items() if k.startswith("scale/")}
 
 
-@pytest.mark.parametrize(("name", "workers"), [("alonespoilt", 0), ("spoilt", 2)])
+@pytest.mark.parametrize(("name", "workers"), [("alonespoilt", 0), ("spoilt", 2), ("spoilttorch", 2)])
 def test_an_overflow_on_one_rank_divides_one_scale_and_skips_the_update_on_all(place, name, workers):
     top, _ = place
     before, after = (scales(top / name, SPOIL["step"] - 1 + i) for i in (0, 1))

@@ -173,6 +173,21 @@ def test_a_matrix_that_is_no_longer_compressed_gets_what_was_left() -> None:
     close(applied + left, (mine[0] + mine[1]) / 2)
 
 
+def test_what_was_left_outlives_an_update_that_is_skipped() -> None:
+    before = group(2)
+    mine = [random(k, 10, 16) for k in range(2)]
+    applied = before.step([{"w": x} for x in mine])[0][1]["w"]
+    states = before.states()
+    after = group(2, min_elements=1000)
+    after.each(lambda k, r: r.load_state_dict(states[k]))
+    zeros = torch.zeros(10, 16, dtype=torch.float64)
+    after.each(lambda k, r: r.reduce(grads({"w": zeros.clone()}), "the room").decompress(False))
+    assert all("error/w" in state for state in after.states())
+    left = after.step([{"w": zeros}] * 2)[0][1]["w"]
+    close(applied + left, (mine[0] + mine[1]) / 2)
+    assert not any("error/w" in state for state in after.states())
+
+
 def test_another_rank_draws_its_factors_anew() -> None:
     before, after = group(2), group(2, rank=5)
     mine = [{"w": random(k, 12, 16)} for k in range(2)]

@@ -1,9 +1,11 @@
 """Who shares a copy of the model, from what a launcher and the command say."""
 
 import pytest
+import torch
 from train_fakes import options
 
 from zoo.errors import ConfigError
+from zoo.train import group
 from zoo.train.copies import copies, machine
 from zoo.train.world import World
 
@@ -32,3 +34,24 @@ def test_one_process_alone_is_the_only_copy(zero):
 def test_a_reducer_is_refused_where_all_share_one_copy_by_command():
     with pytest.raises(ConfigError, match="--shard all there is one copy"):
         copies(World(), 3, options(reducer="powersgd", shard="all"))
+
+
+class Unlike(World):
+    """The first of three processes, of machines with two and with one."""
+
+    size = 3
+
+    def gather(self, value):
+        return [2, 2, 1]
+
+
+def test_machines_of_different_sizes_are_refused_where_something_is_sharded(monkeypatch):
+    monkeypatch.setattr("zoo.train.copies.machine", lambda size, said: 2)
+    with pytest.raises(ConfigError, match=r"different numbers of processes .*1 to rank 2, 2 to rank 0"):
+        copies(Unlike(), 3, options())
+
+
+def test_one_process_without_a_launcher_takes_the_first_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert group.device() == torch.device("cuda", 0)

@@ -18,14 +18,15 @@ from zoo.train.world import World
 CPU = torch.device("cpu")
 
 
-def asked(name="dalle", part="prior", *, free, processes=1, world=None, zero=0, device=CPU, **options):
-    """Ask whether a stage has room where so many bytes are free."""
+def asked(name="dalle", part="prior", *, free, processes=1, world=None, zero=0, device=CPU, sample_every=0, **options):
+    """Ask whether a stage has room where so many bytes are free; return whether pictures have."""
     node, config = resolve_tree(name)
     recipe = attrs.evolve(getattr(config, part).config.train, batch=8)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "free_here", lambda device: free)
-        room.check_room(
-            node, config, part, recipe, TrainOptions(model=name, **options), world or World(size=processes),
+        said = TrainOptions(model=name, sample_every=sample_every, **options)
+        return room.check_room(
+            node, config, part, recipe, said, world or World(size=processes),
             zero=zero, per_node=processes, here=processes, device=device,
         )  # fmt: skip
 
@@ -53,6 +54,21 @@ def test_what_is_free_decides(processes, zero, caplog):
     assert all(("--zero 3" in line) == (processes > 1 and zero < 3) for line in lines)
     with pytest.raises(ConfigError, match=r"prior: training needs .* alone, and this machine has .* GiB free"):
         asked(free=processes * needed.state - 1, **how)
+
+
+def test_pictures_are_left_out_where_whole_parameters_have_no_room(caplog):
+    how, big = {"processes": 2, "zero": 3, "sample_every": None}, 1 << 40
+    whole = 2 * (needs(processes=2, zero=3).state + 4 * plan("dalle", batch=8).stage.cost.params)
+    assert asked(free=whole, **how)
+    caplog.clear()
+    assert not asked(free=whole - 1, **how)
+    assert "whole on every process, and this machine has" in warned(caplog)[-1]
+    assert warned(caplog)[-1].endswith("no sample pictures are drawn")
+    caplog.clear()
+    assert asked(free=big, **how)
+    assert asked(free=whole - 1, processes=2, zero=3)  # none were asked for
+    assert asked(free=2 * needs(processes=2).state, processes=2, zero=0, sample_every=None)  # they are whole anyway
+    assert not any("pictures" in line for line in warned(caplog))
 
 
 def test_the_line_has_the_numbers_and_what_to_type():
@@ -99,7 +115,7 @@ def test_what_may_help_a_warning(caplog):
 def test_all_processes_hear_of_the_one_that_is_short():
     class Two(World):
         def gather(self, value):
-            return [value, ("codebook: too large over there", "")]
+            return [value, ("codebook: too large over there", "", "")]
 
     with pytest.raises(ConfigError, match="over there"):
         asked(part="codebook", free=1 << 40, world=Two())
