@@ -15,8 +15,9 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ from zoo.train.world import Processes, first
 log = logging.getLogger("zoo.train")
 
 MANIFEST = "manifest.json"
+
+_PIECE = re.compile(r"state-\d+-of-(\d+)\.safetensors")
+"""What `zoo.train.shards` names the files of an engine's state."""
 
 FORMAT = 1
 """Of what a checkpoint holds; one of another format is not read."""
@@ -60,6 +64,9 @@ class Checkpoints:
 
         The processes see one folder: their disk is shared. Afterwards all but the newest `keep` whole ones are
         removed. When this returns, on any process, the checkpoint is there.
+
+        Raises:
+            OSError: on every process, files that belong to it were not found; nothing is published.
         """
         final = self.place(step)
         beside = self.folder / f".writing-{final.name}"
@@ -68,8 +75,11 @@ class Checkpoints:
         first(world, lambda: _empty(beside))
         write(beside)
         world.barrier()
-        mine = sorted(beside.iterdir())[world.rank :: world.size]  # hashing is shared out, whoever wrote a file
-        measured = world.gather({path.name: _measure(path) for path in mine})
+        names = _written(beside, world)
+        if lost := lacking(names):
+            raise OSError(f"{beside} lacks {', '.join(lost)}: all machines must see one disk")
+        mine = names[world.rank :: world.size]  # hashing is shared out, whoever wrote a file
+        measured = world.gather({name: _measure(beside / name) for name in mine})
         files = {name: measure for part in measured for name, measure in sorted(part.items())}
         said = {"format": FORMAT, "step": step, "facts": dict(facts), "files": files}
         first(world, lambda: self._publish(beside, final, said))
@@ -144,6 +154,27 @@ def torn(folder: Path, *, deep: bool = True) -> str:
         except OSError as error:  # a broken disk
             return f"{name} cannot be read ({error.strerror})"
     return ""
+
+
+def lacking(names: Collection[str]) -> list[str]:
+    """Return which files of an engine's checkpoint are not among `names`; all belong to each that is."""
+    sizes = {int(match[1]) for match in map(_PIECE.fullmatch, names) if match}
+    if not sizes and "engine.json" not in names:
+        return []  # no engine's
+    wanted = [f"state-{i:05d}-of-{size:05d}.safetensors" for size in sorted(sizes or {1}) for i in range(size)]
+    return [name for name in ("engine.json", *wanted) if name not in names]
+
+
+def _written(folder: Path, world: Processes) -> list[str]:
+    """Return the names of the files in a folder, on every rank.
+
+    A process sees what it wrote itself, and on a shared disk perhaps not yet all that others wrote: to what rank 0 sees
+    each adds what it sees besides.
+    """
+    here = sorted(path.name for path in folder.iterdir())
+    seen = world.share(here)
+    more = world.gather([name for name in here if name not in seen])
+    return sorted({*seen, *(name for names in more for name in names)})
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 import time
 import traceback
@@ -17,8 +18,9 @@ from zoo.train.interrupt import Interrupted
 from zoo.train.loop import Diverged
 from zoo.train.world import Elsewhere
 
-_WORDS = ("gloo", "timed out", "connection closed", "connection reset", "nccl", "broken pipe")
-"""What a collective that failed says of itself (gloo raises plain RuntimeErrors)."""
+_WORDS = ("gloo", "nccl", "application timeout caused pair closure")
+"""What a collective that failed says of itself. Gloo raises plain RuntimeErrors, which begin with the path of one of
+its files, but for the last: that is what is said of a connection on which an earlier collective timed out."""
 
 
 def guarded(act: Callable[[], Any]) -> None:
@@ -48,7 +50,9 @@ def _tell(group: Group, error: Exception) -> int:
             group.leave()
             return code
         if collective:
-            group.wait_in_vain()
+            group.was_there()
+        if group.rank > 0 and isinstance(error, ZooError | Diverged):
+            time.sleep(GRACE_SECONDS)  # what all have found alike is told by rank 0, which then ends this one
         if group.claim():
             print(_text(group, error, collective), file=sys.stderr, flush=True)
             group.over(code)
@@ -63,7 +67,8 @@ def _tell(group: Group, error: Exception) -> int:
 
 def _text(group: Group, error: Exception, collective: bool) -> str:
     if isinstance(error, ZooError | Diverged):
-        return f"train.py: {_line(error)}"
+        who = f"rank {group.rank} ({socket.gethostname()}): " if group.rank > 0 else ""
+        return f"train.py: {who}{_line(error)}"
     missing = group.missing() if collective else ""
     if missing:
         return f"train.py: in {group.place()} rank {group.rank} waited for others: missing {missing} ({_line(error)})"

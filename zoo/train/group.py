@@ -4,16 +4,19 @@ A launcher (`torchrun`, `deepspeed`) sets RANK, WORLD_SIZE, LOCAL_RANK, MASTER_A
 collectives there is a store, a small server that each process can write to and read by itself. In it each process
 notes the update it is in, so that when a collective does not come back the others can tell which rank has not come; and
 the first to fail notes that, so that one failure is told once. When it is told, a thread of every process sees that in
-the store and ends the process, which may wait for one that has failed, or hang.
+the store and ends the process, which may wait for one that has failed, or hang. And while rank 0 does what it does
+alone, its thread counts there, so that the others, who wait, know that it lives.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -57,6 +60,10 @@ class Group:
     """How long a collective waits."""
     last: int | None = attrs.field(default=None, init=False)
     """The update this process is in; None before the first."""
+    turns: int = attrs.field(default=0, init=False)
+    """How often rank 0 has worked alone; every process counts them."""
+    working: bool = attrs.field(default=False, init=False)
+    """Whether this process is rank 0 and works alone."""
 
     def barrier(self) -> None:
         """Wait until every process is here."""
@@ -74,6 +81,38 @@ class Group:
         dist.all_gather_object(found, value)
         return found
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Let rank 0 work in the block for as long as it takes; the others enter theirs when it has left its own.
+
+        Raises:
+            DistStoreError: on the others, rank 0 has not come, or nothing was heard of it, for `minutes`.
+        """
+        self.turns += 1
+        if self.rank > 0:
+            self._wait_for_first()
+            yield
+            return
+        self.working = True
+        try:
+            yield
+        finally:
+            self.working = False
+            if self.size > 1:
+                self.store.add("turns", 1)
+
+    def _wait_for_first(self) -> None:
+        """Return when rank 0 has worked alone as often as this process has asked."""
+        beats, heard, rest = 0, time.monotonic(), 0.01
+        while self.store.add("turns", 0) < self.turns:
+            now = self.store.add("beats", 0)
+            if now != beats:
+                beats, heard = now, time.monotonic()
+            if time.monotonic() - heard > 60 * self.minutes:
+                raise dist.DistStoreError(f"nothing was heard of rank 0 for {self.minutes:g} minutes")
+            time.sleep(rest)
+            rest = min(2 * rest, _LOOK_SECONDS)
+
     def at(self, step: int) -> None:
         """Note that this process begins update `step` (counted from 0)."""
         self.last = step
@@ -84,7 +123,7 @@ class Group:
         """Return True to the first process that asks: the one that tells what went wrong."""
         return self.store.add("told", 1) == 1
 
-    def wait_in_vain(self) -> None:
+    def was_there(self) -> None:
         """Note that a collective has failed here: this process was there, and another was not."""
         self.store.set(f"waited/{self.rank}", "1")
 
@@ -104,9 +143,11 @@ class Group:
             time.sleep(0.05)
 
     def watch(self) -> None:
-        """End this process, with another's exit code, when that one has told what went wrong."""
+        """End this process, with another's exit code, when that one has told what went wrong; count while it works."""
         try:
             while not self.store.check(["over"]):
+                if self.working:
+                    self.store.add("beats", 1)
                 time.sleep(_LOOK_SECONDS)
             teller, code = map(int, self.store.get("over").split())
             if teller == self.rank:
@@ -151,7 +192,7 @@ def meet(minutes: float) -> Group:
 
     Raises:
         ConfigError: the port is in use, or this machine has fewer GPUs than processes.
-        ConnectionError: the first process was not found in time.
+        ConnectionError: the first process was not found.
     """
     if _met:
         return _met[0]
@@ -177,24 +218,39 @@ def meet(minutes: float) -> Group:
 
 def device() -> torch.device:
     """Return this process's device."""
-    return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
 
 def _rendezvous(rank: int, size: int, minutes: float) -> Iterator[Any]:
+    began = time.monotonic()
     try:
         yield from dist.rendezvous("env://", rank, size, timeout=timedelta(minutes=minutes))
     except (RuntimeError, OSError) as error:
         port = int(os.environ["MASTER_PORT"])
         if rank > 0:
-            raise ConnectionError(
-                f"rank {rank} did not find rank 0 at {os.environ['MASTER_ADDR']}:{port} within {minutes:g} minutes"
-            ) from error
+            host, waited = os.environ["MASTER_ADDR"], time.monotonic() - began
+            within = f" within {minutes:g} minutes" if waited >= 60 * minutes else ""
+            why = _unknown(host, port) or str(error).partition("\n")[0]
+            raise ConnectionError(f"rank {rank} did not find rank 0 at {host}:{port}{within}: {why}") from error
         if "EADDRINUSE" not in str(error) and "already in use" not in str(error):
             raise
         raise ConfigError(
             f"port {port} is in use by another program: choose one for the launcher, as in "
             f"`deepspeed --master_port {port + 1} scripts/train.py ...` (torchrun has the same option)"
         ) from error
+
+
+def _unknown(host: str, port: int) -> str:
+    """Return why a host's name means nothing here, or ""; what torch says is that it waited in vain."""
+    try:
+        socket.getaddrinfo(host, port)
+    except OSError as error:
+        return f"no such host ({error.strerror or error})"
+    return ""
 
 
 def _name() -> str:

@@ -1,14 +1,18 @@
 """The processes of a run: who writes, what all must know, and what they must agree about.
 
-Files are written by rank 0 alone; `first` runs what writes them and lets every rank know how it went. Values that
-decide numbers are compared between the ranks before the first step.
+Rank 0 alone writes what a run has once (its folder, finished parts, stores, metrics); `first` runs what writes it and
+lets every rank know how it went. A checkpoint alone is written by several: every process that holds a piece of the
+first copy of the model writes its own. Values that decide numbers are compared between the ranks before the first step.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import attrs
@@ -18,9 +22,16 @@ from zoo.train.facts import differences, facts
 
 T = TypeVar("T")
 
+_SEEN_SECONDS = 90.0
+"""For a file to be seen elsewhere: an NFS client may believe for a minute that what it has missed is not there."""
+
 
 class Processes(Protocol):
-    """What an engine's `world` has."""
+    """What an engine's `world` has.
+
+    It may also have `alone()`, a context in which rank 0 works for as long as it takes, and which the others enter when
+    it has left; without it they wait in `share`.
+    """
 
     @property
     def rank(self) -> int:
@@ -85,17 +96,37 @@ def first(world: Processes, act: Callable[[], T]) -> T:
         Elsewhere: on the other ranks, when it failed on rank 0, which raises what it raised.
     """
     outcome: tuple[Any, str, int] = (None, "", 0)
-    if world.rank == 0:
-        try:
-            outcome = act(), "", 0
-        except BaseException as error:
-            code = 2 if isinstance(error, ZooError) else 1
-            world.share((None, f"{type(error).__name__}: {error}", code))  # nobody must wait for ever
-            raise
-    value, reason, code = world.share(outcome)
+    failed: BaseException | None = None
+    with getattr(world, "alone", nullcontext)():
+        if world.rank == 0:
+            try:
+                outcome = act(), "", 0
+            except BaseException as error:
+                failed, code = error, 2 if isinstance(error, ZooError) else 1
+                outcome = None, f"{type(error).__name__}: {error}", code
+    value, reason, code = world.share(outcome)  # a failure too: nobody must wait for ever
+    if failed is not None:
+        raise failed
     if code:
         raise Elsewhere(f"rank 0 failed: {reason}", code)
     return value
+
+
+def seen(path: Path) -> Path:
+    """Return a path that rank 0 has written, once it is seen here.
+
+    Raises:
+        ConfigError: it does not appear, so this machine has another disk.
+    """
+    until = time.monotonic() + _SEEN_SECONDS
+    while not path.exists():
+        if time.monotonic() > until:
+            raise ConfigError(
+                f"'{path}', which rank 0 has written, does not appear here: all machines must see one disk; "
+                "choose an --out that is on it"
+            )
+        time.sleep(0.5)
+    return path
 
 
 def agree(world: Processes, said: Mapping[str, Any]) -> None:

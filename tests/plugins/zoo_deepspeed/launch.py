@@ -6,9 +6,12 @@ runs them in one process group. A line of its log a command: its exit code. As a
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
+import functools
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +30,14 @@ def free_port() -> int:
         return server.getsockname()[1]
 
 
+@functools.cache
+def logs() -> Path:
+    """Return a folder for what processes say, which goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="zoo-logs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     return {
         **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
@@ -43,8 +54,8 @@ def start(size: int, command: list[str], each: Sequence[list[str]] = (), **more:
     """
     port, processes = free_port(), []
     for rank in range(size):
-        _, log = tempfile.mkstemp(prefix=f"rank{rank}-")
-        with open(log, "w") as file:
+        handle, log = tempfile.mkstemp(prefix=f"rank{rank}-", dir=logs())
+        with open(handle, "w") as file:
             process = subprocess.Popen(
                 [sys.executable, *command, *(each[rank] if each else ())],
                 env={**environment(rank, size, port), **more},

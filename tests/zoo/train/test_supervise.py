@@ -1,6 +1,7 @@
 """`scripts/supervise` around a command that fails as it is told to, and saves folders that look like checkpoints."""
 
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -161,3 +162,21 @@ def test_a_launcher_gets_a_port_of_its_own_each_time(begin, tmp_path, name):
     ports = [line.split()[1] for line in starts(tmp_path) if line.startswith("--master_port ")]
     assert len(ports) == 2
     assert all(0 < int(port) < 65536 for port in ports)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        ("--nnodes", "2"),
+        ("--node-rank=1",),
+        ("--rdzv-endpoint=head:29400",),
+        ("--rdzv_backend", "c10d"),
+        ("--master_addr", "head"),
+        ("--master-port", "29501"),
+        ("--standalone",),
+    ],
+)
+def test_a_launcher_that_is_told_where_to_meet_keeps_its_port(told):
+    prepared = runpy.run_path(str(SUPERVISE))["prepared"]
+    command = ["torchrun", *told, "scripts/train.py", "--model", "dalle"]
+    assert prepared(command) == [*command, "--resume"]

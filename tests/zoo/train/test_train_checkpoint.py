@@ -8,7 +8,7 @@ import time
 import pytest
 
 from zoo.train import checkpoint
-from zoo.train.checkpoint import Checkpoints, torn
+from zoo.train.checkpoint import Checkpoints, lacking, torn
 from zoo.train.engine import World
 
 WORLD = World()
@@ -192,6 +192,29 @@ def test_leftovers_of_one_checkpoint_may_be_many(place):
         (place.folder / name / "a.bin").write_text("half")
     place.save(40, writer("x"), {}, WORLD)
     assert names(place) == ["step-00000020", "step-00000030", "step-00000040"]
+
+
+STATE = ["state-00000-of-00002.safetensors", "state-00001-of-00002.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [
+        (["engine.json", *STATE], []),
+        (STATE, ["engine.json"]),
+        (["engine.json", STATE[1]], [STATE[0]]),
+        (["engine.json"], ["state-00000-of-00001.safetensors"]),
+        (["a.bin"], []),
+    ],
+)
+def test_the_files_of_an_engine_belong_together(names, lost):
+    assert lacking(names) == lost
+
+
+def test_what_lacks_a_file_is_not_published(place):
+    with pytest.raises(OSError, match="lacks state-00001-of-00002"):
+        place.save(40, writer("x", extra=["engine.json", STATE[0]]), {}, WORLD)
+    assert place.newest().step == 30
 
 
 def test_what_is_not_ours_stays(place):

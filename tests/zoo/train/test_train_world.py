@@ -1,14 +1,16 @@
 """What processes must agree about, without starting any: a world is whatever shares and gathers."""
 
+import json
 import threading
 
 import attrs
 import pytest
 
 from zoo.errors import BadRun, ConfigError
+from zoo.train import shards, world
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.feed import Feed
-from zoo.train.world import Elsewhere, World, agree, first
+from zoo.train.world import Elsewhere, World, agree, first, seen
 
 
 class Threads:
@@ -122,6 +124,39 @@ def test_a_checkpoint_of_several_processes_is_whole_or_absent(tmp_path):
     assert sorted(path.name for path in (tmp_path / "c").iterdir()) == ["step-00000002", "step-00000003"]
 
 
+def test_files_that_rank_0_does_not_see_yet_belong_to_a_checkpoint(tmp_path, monkeypatch):
+    place, stale = Checkpoints(tmp_path / "c"), threading.local()
+    listing = type(tmp_path).iterdir
+
+    def iterdir(folder):
+        hidden = getattr(stale, "hidden", ())
+        return (path for path in listing(folder) if path.name not in hidden)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", iterdir)
+
+    def save(step, hide):
+        def act(world):
+            stale.hidden = hide(world.rank)
+
+            def write(folder):
+                shards.write(folder, world.rank, world.size, {})
+                if world.rank == 0:
+                    (folder / "engine.json").write_text("{}")
+
+            place.save(step, write, {}, world)
+
+        return act
+
+    names = [f"state-0000{rank}-of-00003.safetensors" for rank in range(3)]
+    others = Threads(3).run(save(1, lambda rank: [name for name in names if name != names[rank]]))
+    assert others == [None] * 3
+    assert sorted(json.loads((place.place(1) / "manifest.json").read_text())["files"]) == ["engine.json", *names]
+    found = Threads(3).run(save(2, lambda rank: names[1]))  # nobody sees it: lost
+    assert all(isinstance(error, OSError) for error in found)
+    assert "lacks state-00001-of-00003.safetensors: all machines must see one disk" in str(found[0])
+    assert place.newest().step == 1
+
+
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_a_micro_batch_is_made_of_the_same_samples_whatever_the_number_of_processes(size):
     feeds = [Feed(read=None, length=100, batch=24, seed=0, world=World(rank, size), pieces=3) for rank in range(size)]
@@ -129,3 +164,12 @@ def test_a_micro_batch_is_made_of_the_same_samples_whatever_the_number_of_proces
     for piece in range(3):
         places = [place for feed in feeds for place in feed.positions[piece * share : (piece + 1) * share]]
         assert places == list(range(piece * 8, piece * 8 + 8))
+
+
+def test_a_file_of_rank_0_that_appears_late_is_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "run.toml"
+    threading.Timer(0.3, path.touch).start()
+    assert seen(path) == path
+    monkeypatch.setattr(world, "_SEEN_SECONDS", 0.1)
+    with pytest.raises(ConfigError, match=r"does not appear here: all machines must see one disk; choose an --out"):
+        seen(tmp_path / "no" / "run.toml")
