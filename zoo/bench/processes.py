@@ -120,10 +120,14 @@ def train(
 
 
 def run(command: Command) -> None:
-    """Run one training command in this process."""
+    """Run one training command in this process, with "threads" threads where it says so."""
+    import torch
+
     from zoo.train import options
     from zoo.train.run import run
 
+    command = dict(command)
+    torch.set_num_threads(command.pop("threads", torch.get_num_threads()))
     paths = {name: Path(command[name]) for name in ("out", "engine_config") if command.get(name)}
     run(options.TrainOptions(**{**command, **paths, "set": tuple(command.get("set", ()))}))
 

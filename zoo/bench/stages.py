@@ -4,6 +4,9 @@ What is compared is the loss of every update with that of one process, which run
 batch in one piece. The prior, whose loss is a mean over the tokens of a batch, is trained again on captions of very
 different lengths, as it is and with every process's share cut into micro-batches.
 
+Some models make much of a rounding: the dVAE's losses part within tens of updates whatever differs in the last bit. So
+there is a control, one process with two threads, which sums in another order and is the same training otherwise.
+
     python -m zoo.bench.stages --work runs/bench-stages        about ten minutes on two cores
 
 A training whose folder is in `--work` and done is not made again.
@@ -39,6 +42,8 @@ class Layout:
 
     processes: int
     said: Mapping[str, Any] = attrs.field(factory=dict)
+    threads: int = 1
+    """Of each."""
 
 
 @attrs.frozen(kw_only=True)
@@ -66,6 +71,7 @@ class Case:
 ONE, CODEBOOK = "one process", Case(part="codebook")
 ALONE = Layout(processes=1)
 LAYOUTS = {
+    "one, two threads": Layout(processes=1, threads=2),
     **{f"2 processes, ZeRO {zero}": Layout(processes=2, said={"zero": zero}) for zero in range(4)},
     "2 x 2, ZeRO 3": Layout(processes=4, said={"zero": 3, "per_node": 2, "shard": "machine"}),
 }
@@ -102,7 +108,8 @@ class Work:
             "model": self.model, "part": case.part, "out": str(self.out(layout, case)), "steps": self.steps,
             "batch": self.batch, "accumulate": case.pieces, "sample_every": 0, "save_every": self.steps,
         }  # fmt: skip
-        return {**said, **({"data": f"folder:{self.pictures}"} if case.ragged else {}), **how.said}
+        data = {"data": f"folder:{self.pictures}"} if case.ragged else {}
+        return {**said, **data, **how.said, "threads": how.threads}
 
     def done(self, layout: str, case: Case) -> bool:
         """Return whether a training has ended."""

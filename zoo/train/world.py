@@ -1,8 +1,9 @@
 """The processes of a run: who writes, what all must know, and what they must agree about.
 
-Rank 0 alone writes what a run has once (its folder, finished parts, stores, metrics); `first` runs what writes it and
-lets every rank know how it went. A checkpoint alone is written by several: every process that holds a piece of the
-first copy of the model writes its own. Values that decide numbers are compared between the ranks before the first step.
+Rank 0 alone writes what a run has once (its folder, finished parts, stores, metrics); `first` runs what the others wait
+for and lets every rank know how it went. A checkpoint alone is written by several: every process that holds a piece of
+the first copy of the model writes its own. Values that decide numbers are compared between the ranks before the first
+step.
 """
 
 from __future__ import annotations
