@@ -22,7 +22,10 @@ def check_version() -> None:
     try:
         found = metadata.version("deepspeed")
     except metadata.PackageNotFoundError:
-        raise ConfigError("engine 'deepspeed' needs DeepSpeed: pip install 'image-zoo[deepspeed]'") from None
+        raise ConfigError(
+            "engine 'deepspeed' needs DeepSpeed: pip install 'image-zoo[deepspeed]', or take --engine torch, which shards "
+            "nothing"
+        ) from None
     if found != VERSION:
         raise ConfigError(
             f"engine 'deepspeed' is made for DeepSpeed {VERSION} and {found} is installed: "
