@@ -23,8 +23,8 @@ def check_version() -> None:
         found = metadata.version("deepspeed")
     except metadata.PackageNotFoundError:
         raise ConfigError(
-            "engine 'deepspeed' needs DeepSpeed: pip install 'image-zoo[deepspeed]', or take --engine torch, which shards "
-            "nothing"
+            "engine 'deepspeed' needs DeepSpeed: pip install 'image-zoo[deepspeed]'; or take --engine torch, which "
+            "shards nothing"
         ) from None
     if found != VERSION:
         raise ConfigError(
