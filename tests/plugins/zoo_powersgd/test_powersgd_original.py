@@ -162,29 +162,28 @@ def test_a_saved_state_goes_on_in_a_group_of_any_size(size) -> None:
         ]
 
 
-def test_a_matrix_that_is_no_longer_compressed_gets_what_was_left() -> None:
+def no_longer_compressed():
+    """Return a group that sends whole what the group it goes on from had compressed, and what that left to apply."""
     before = group(2)
     mine = [random(k, 10, 16) for k in range(2)]
     applied = before.step([{"w": x} for x in mine])[0][1]["w"]
     states = before.states()
     after = group(2, min_elements=1000)
     after.each(lambda k, r: r.load_state_dict(states[k]))
-    left = after.step([{"w": torch.zeros(10, 16, dtype=torch.float64)}] * 2)[0][1]["w"]
-    close(applied + left, (mine[0] + mine[1]) / 2)
+    return after, (mine[0] + mine[1]) / 2 - applied
+
+
+def test_a_matrix_that_is_no_longer_compressed_gets_what_was_left() -> None:
+    after, left = no_longer_compressed()
+    close(after.step([{"w": torch.zeros(10, 16, dtype=torch.float64)}] * 2)[0][1]["w"], left)
 
 
 def test_what_was_left_outlives_an_update_that_is_skipped() -> None:
-    before = group(2)
-    mine = [random(k, 10, 16) for k in range(2)]
-    applied = before.step([{"w": x} for x in mine])[0][1]["w"]
-    states = before.states()
-    after = group(2, min_elements=1000)
-    after.each(lambda k, r: r.load_state_dict(states[k]))
+    after, left = no_longer_compressed()
     zeros = torch.zeros(10, 16, dtype=torch.float64)
     after.each(lambda k, r: r.reduce(grads({"w": zeros.clone()}), "the room").decompress(False))
     assert all("error/w" in state for state in after.states())
-    left = after.step([{"w": zeros}] * 2)[0][1]["w"]
-    close(applied + left, (mine[0] + mine[1]) / 2)
+    close(after.step([{"w": zeros}] * 2)[0][1]["w"], left)
     assert not any("error/w" in state for state in after.states())
 
 
