@@ -4,6 +4,7 @@
 [2] R. Child et al.: Generating Long Sequences with Sparse Transformers. arXiv:1904.10509
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import attrs
@@ -14,33 +15,52 @@ from zoo.errors import PartMismatch
 from zoo.parts import Facts, Grid, Recipe
 from zoo_dalle import cost
 
-Kind = Literal["row", "column", "conv"]
-"""Which earlier codes a layer lets a code attend to."""
+Kind = Literal["row", "column", "conv", "window", "full"]
+"""Which earlier codes a layer lets a code see, beside itself:
+
+    row      the w codes before it in raster order, back to the same column of the row above
+    column   those above it in its column
+    conv     those of a window of `conv_kernel` columns and the rows down to its middle; like the row's, the window
+             goes on at the other end of the row before [1] figure 11
+    window   the same, but cut off at the picture's edges, as in public code
+    full     all
+"""
 
 
-def layer_kinds(depth: int) -> tuple[Kind, ...]:
+def layer_kinds(depth: int, last: Kind = "conv") -> tuple[Kind, ...]:
     """Return the kind of every layer: row, column, row, row, ... and a convolutional last one [1] appendix B.1.
 
     The paper counts layers from 1: layer i is a column layer if (i - 2) mod 4 = 0. Every other one is a row layer.
     """
     kinds: list[Kind] = ["column" if (i - 2) % 4 == 0 else "row" for i in range(1, depth)]
-    return (*kinds, "conv")
+    return (*kinds, last)
 
 
-def distances(kind: Kind, grid: Grid, kernel: int) -> tuple[int, ...]:
-    """Return the distances q - k in [0, N) at which a code is seen, ascending; 0 is the code itself.
+def reach(kind: Kind, grid: Grid, kernel: int) -> int:
+    """Return the largest distance q - k in raster order at which a code is seen, were the grid large enough."""
+    (h, w), half = grid, kernel // 2
+    return {"row": w, "column": (h - 1) * w, "conv": half * w + half, "window": half * w + half, "full": h * w - 1}[
+        kind
+    ]
 
-    See `zoo_dalle.masks`, which makes the masks of them.
-    """
-    h, w = grid
+
+def seen(kind: Kind, grid: Grid, kernel: int, i: int) -> Sequence[int]:
+    """Return the codes that code i sees, in raster order, itself last."""
+    w, half = grid[1], kernel // 2
+    if kind == "full":
+        return range(i + 1)
     if kind == "row":
-        seen = set(range(w + 1))
-    elif kind == "column":
-        seen = set(range(0, h * w, w))
-    else:
-        reach = kernel // 2
-        seen = {rows * w - columns for rows in range(reach + 1) for columns in range(-reach, reach + 1)}
-    return tuple(sorted(d for d in seen if 0 <= d < h * w))
+        return range(max(0, i - w), i + 1)
+    if kind == "column":
+        return range(i % w, i + 1, w)
+    row, column = divmod(i, w)
+    codes: set[int] = set()
+    for first in range((row - half) * w, i + 1, w):  # of each row that the window covers
+        run = range(first + column - half, first + column + half + 1)
+        if kind == "window":
+            run = range(max(run.start, first), min(run.stop, first + w))
+        codes.update(code for code in run if 0 <= code <= i)
+    return sorted(codes)
 
 
 @attrs.frozen(kw_only=True)
@@ -117,7 +137,7 @@ class DallePrior:
     def pairs(self, kind: Kind, codes: int) -> int:
         """Return how many pairs of a query and a key a layer's mask keeps, of the prefix and `codes` leading codes."""
         assert self.grids is not None
-        among = sum(max(0, codes - d) for d in distances(kind, self.grids[0], self.conv_kernel))
+        among = sum(len(seen(kind, self.grids[0], self.conv_kernel, i)) for i in range(codes))
         return self.prefix * (self.prefix + 1) // 2 + codes * self.prefix + among
 
     def cost(self, batch: int = 1) -> Cost:

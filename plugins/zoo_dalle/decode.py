@@ -9,6 +9,7 @@ width, F hidden width of the MLP.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
@@ -16,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from zoo.parts import Grid
-from zoo_dalle.configs import Kind
-from zoo_dalle.masks import distances
+from zoo_dalle.configs import Kind, reach, seen
 
 if TYPE_CHECKING:
     from torch import nn
@@ -84,12 +84,11 @@ class Columns:
 
 
 class Scattered:
-    """Any other set of distances, gathered."""
+    """Any other choice of codes, gathered."""
 
-    def __init__(self, prefix: int, codes: int, seen: tuple[int, ...], device: torch.device) -> None:
-        self.prefix, self.count = prefix, prefix + codes
-        text = list(range(prefix))
-        index = [text + [prefix + i - d for d in seen if d <= i] for i in range(codes)]
+    def __init__(self, prefix: int, codes: Sequence[Sequence[int]], device: torch.device) -> None:
+        self.prefix, self.count = prefix, prefix + len(codes)
+        index = [[*range(prefix), *(prefix + code for code in row)] for row in codes]
         flat = torch.tensor([slot for row in index for slot in row], device=device)
         self.index = flat.split([len(row) for row in index])
 
@@ -105,11 +104,13 @@ class Scattered:
 
 def slots(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device) -> Slots:
     """Return the plan of a layer."""
-    seen = distances(kind, grid, kernel)
-    codes = grid[0] * grid[1]
-    if seen == tuple(range(len(seen))):
-        return Ring(prefix, codes, len(seen))
-    return Columns(prefix, grid) if kind == "column" else Scattered(prefix, codes, seen, device)
+    if kind == "column":
+        return Columns(prefix, grid)
+    codes, before = grid[0] * grid[1], reach(kind, grid, kernel)
+    rows = [seen(kind, grid, kernel, i) for i in range(codes)]
+    if all(len(row) == min(i, before) + 1 for i, row in enumerate(rows)):  # no gaps: the last codes
+        return Ring(prefix, codes, before + 1)
+    return Scattered(prefix, rows, device)
 
 
 def packed(linear: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -1,15 +1,9 @@
-"""Which earlier codes each kind of layer sees. One set of raster distances says it all.
+"""Which positions each kind of layer sees, and the attention that serves it.
 
-With q and k positions of a query and a key in the raster order of an h x w grid, every mask of [1] appendix B.1
-depends on q - k alone, because its windows wrap around the ends of rows. So a kind of layer is a set of distances:
+`zoo_dalle.configs.Kind` says which earlier codes a code sees. All kinds see the whole text, in one softmax with the
+codes ([1] section 2.2), and text sees earlier text only.
 
-    row      0 .. w: the code itself and the w codes before it, back to the same column of the row above
-    column   0, w, 2w, ...: the same column
-    conv     every distance >= 0 from a code of the window of `kernel` columns and the rows down to its centre
-
-All see the whole text, in one softmax with the codes. Text sees earlier text only.
-
-Letters: P prefix (text) positions, N = h*w codes, L = P + N.
+Letters: P prefix (text) positions, N = h*w codes, L = P + N, G blocks of S codes, W codes of a block's run.
 
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
 """
@@ -23,27 +17,41 @@ import torch
 from torch import Tensor
 
 from zoo.parts import Grid
-from zoo_dalle.attention import blocked, dense, window_bias
-from zoo_dalle.configs import Kind, distances
+from zoo_dalle.attention import dense
+from zoo_dalle.banded import Band, banded
+from zoo_dalle.configs import Kind, reach, seen
 
 
 def visible(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device | str | None = None) -> Tensor:
     """Return [L,L] bool, True where the query (row) sees the key (column)."""
-    h, w = grid
-    n, length = h * w, prefix + h * w
-    seen = torch.zeros(n, dtype=torch.bool)
-    seen[list(distances(kind, grid, kernel))] = True
-    position = torch.arange(n)
-    distance = position[:, None] - position
-    mask = torch.zeros(length, length, dtype=torch.bool)
-    mask[:prefix, :prefix] = torch.ones(prefix, prefix, dtype=torch.bool).tril_()
-    mask[prefix:, :prefix] = True
-    mask[prefix:, prefix:] = (distance >= 0) & seen[distance.clamp(min=0)]
+    n = grid[0] * grid[1]
+    mask = torch.ones(prefix + n, prefix + n, dtype=torch.bool).tril_()
+    for i in range(n):
+        row = mask[prefix + i, prefix:].fill_(False)
+        row[list(seen(kind, grid, kernel, i))] = True
     return mask.to(device)
 
 
-BLOCKED_FROM = 256
-"""Codes from which row and column layers run in blocks. Below, one dense call is faster."""
+def band(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device) -> Band:
+    """Return how a kind other than "full" is computed in blocks."""
+    h, w = grid
+    if kind == "column":
+        earlier = torch.ones(h, h, dtype=torch.bool).tril_().expand(w, h, h)
+        return Band(prefix, h, w, by_column=True, bias=_bias(earlier, device))
+    before = min(reach(kind, grid, kernel), (h - 1) * w)
+    inside = torch.zeros(h, w, before + w, dtype=torch.bool)
+    for i in range(h * w):
+        row, column = divmod(i, w)
+        inside[row, column, [before + code - row * w for code in seen(kind, grid, kernel, i)]] = True
+    return Band(prefix, h, w, by_column=False, bias=_bias(inside, device))
+
+
+def _bias(inside: Tensor, device: torch.device) -> Tensor:
+    return torch.zeros(inside.shape).masked_fill(~inside, float("-inf")).to(device)
+
+
+BANDED_FROM = 256
+"""Codes from which a CPU works in blocks. For fewer, one dense call is faster."""
 
 
 class Masks:
@@ -54,26 +62,25 @@ class Masks:
 
     def __init__(self, prefix: int, grid: Grid, kernel: int) -> None:
         self.prefix, self.grid, self.kernel = prefix, grid, kernel
-        self._made: dict[tuple[str, Kind, torch.device], Tensor] = {}
+        self._made: dict[tuple[str, Kind, torch.device], Tensor | Band] = {}
 
     def dense(self, kind: Kind, length: int, device: torch.device) -> Tensor:
         """Return [length,length] bool of the leading positions."""
-        made = self._keep("dense", kind, device, lambda: visible(kind, self.prefix, self.grid, self.kernel, device))
+        made = self._keep("dense", kind, device, partial(visible, kind, self.prefix, self.grid, self.kernel, device))
+        assert isinstance(made, Tensor)
         return made[:length, :length]
-
-    def wants_whole(self, device: torch.device) -> bool:
-        """Return True where a stream is cheaper with its last code than without it, because then it has blocks."""
-        return device.type == "cpu" and self.grid[0] * self.grid[1] >= BLOCKED_FROM
 
     def attend(self, kind: Kind, length: int, device: torch.device) -> Callable[[Tensor], Tensor]:
         """Return the attention of a layer on `length` leading positions (see `zoo_dalle.attention`)."""
-        whole = length == self.prefix + self.grid[0] * self.grid[1]
-        if kind == "conv" or not whole or not self.wants_whole(device):
+        if kind == "full":
+            return partial(dense, mask=None)
+        if device.type != "cpu" or length - self.prefix < BANDED_FROM:
             return partial(dense, mask=self.dense(kind, length, device))
-        bias = self._keep("blocks", kind, device, lambda: window_bias(kind, self.grid, device))
-        return partial(blocked, prefix=self.prefix, grid=self.grid, kind=kind, bias=bias)
+        made = self._keep("band", kind, device, partial(band, kind, self.prefix, self.grid, self.kernel, device))
+        assert isinstance(made, Band)
+        return partial(banded, band=made)
 
-    def _keep(self, what: str, kind: Kind, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+    def _keep(self, what: str, kind: Kind, device: torch.device, make: Callable[[], Tensor | Band]) -> Tensor | Band:
         if (what, kind, device) not in self._made:
             # A tensor born in inference mode could not serve a later training step.
             with torch.inference_mode(False):

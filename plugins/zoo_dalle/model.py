@@ -101,7 +101,7 @@ class DallePrior(nn.Module):
         """
         if codes.shape[1] > self.length:
             raise PartMismatch(f"{codes.shape[1]} codes, and the grid of this prior holds {self.length}")
-        return self.head(self._predicting(self.states(self._read(codes), cond), codes.shape[1]))
+        return self.head(self._predicting(self.states(codes[:, :-1], cond), codes.shape[1]))
 
     def loss(self, batch: Batch, cond: Cond, *, step: int, rng: Rng) -> Losses:
         """Return "loss", text_weight * text + (1 - text_weight) * image; and both, in nats a token. [1] section 2.2
@@ -114,7 +114,7 @@ class DallePrior(nn.Module):
         if codes is None or codes.shape[1] != self.length:
             raise PartMismatch(f"this prior learns from {self.length} codes a picture, and the batch has none such")
         cond = self._drop(cond, len(codes), rng, codes.device)
-        states = self.states(self._read(codes), cond)
+        states = self.states(codes[:, :-1], cond)
         image = self._image_nats(self._predicting(states, self.length), codes)
         if not isinstance(self.prefix, Caption) or self.caption_head is None:
             return {"loss": image, "image": image.detach()}
@@ -140,11 +140,6 @@ class DallePrior(nn.Module):
             tokens, rows = across.sum(torch.stack((mask.sum(), torch.full_like(mask.sum(), len(mask))))).unbind()
             mean = tokens / rows
         return torch.where(mean > 0, mean, 1.0)
-
-    def _read(self, codes: Tensor) -> Tensor:
-        """Return the codes whose states are needed: all but the last, unless the whole stream is cheaper."""
-        whole = codes.shape[1] == self.length and self.masks.wants_whole(codes.device)
-        return codes if whole else codes[:, :-1]
 
     def _predicting(self, states: Tensor, n: int) -> Tensor:
         """Return the states [B,n,D] that predict the first n codes."""

@@ -57,9 +57,9 @@ def peer_model() -> nn.Module:
 
 def needed_flops(kinds: tuple[str, ...]) -> float:
     """Return the FLOPs of one picture's forward pass, counting the keys the masks keep and no others."""
-    distances = locate("zoo_dalle.masks:distances")
+    seen = locate("zoo_dalle.configs:seen")
     # The last code is never read; every position sees the start vector.
-    keys = sum(max(TOKENS - 1 - d, 0) for kind in kinds for d in distances(kind, GRID, 11)) + TOKENS * len(kinds)
+    keys = sum(len(seen(kind, GRID, 11, i)) + 1 for kind in kinds for i in range(TOKENS - 1)) + len(kinds)
     return TOKENS * (24.0 * DEPTH * WIDTH**2 + 2 * WIDTH * VOCAB) + 4 * WIDTH * keys
 
 

@@ -2,11 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from zoo_dalle.attention import blocked, dense, window_bias
-from zoo_dalle.configs import layer_kinds
-from zoo_dalle.masks import Masks, distances, visible
+from zoo_dalle.attention import dense
+from zoo_dalle.banded import banded
+from zoo_dalle.configs import layer_kinds, seen
+from zoo_dalle.masks import Masks, band, visible
 
 GRIDS = [(4, 4), (5, 3), (3, 7), (1, 6), (6, 1), (9, 13)]
 
@@ -20,13 +23,15 @@ def sees(kind, q, k, grid, kernel):
         return k >= q - w
     if kind == "column":
         return k % w == q % w
-    reach = kernel // 2
-    return any(q + dr * w + dc == k for dr in range(-reach, 1) for dc in range(-reach, reach + 1))
+    half = kernel // 2
+    if kind == "window":  # cut off at the edges
+        return q // w - k // w <= half and abs(q % w - k % w) <= half
+    return kind == "full" or any(q + dr * w + dc == k for dr in range(-half, 1) for dc in range(-half, half + 1))
 
 
 @pytest.mark.parametrize("kernel", [3, 11])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "window", "full"])
 def test_masks_equal_their_definition(kind, grid, kernel):
     prefix, n = 5, grid[0] * grid[1]
     mask = visible(kind, prefix, grid, kernel)
@@ -62,7 +67,7 @@ def test_the_figures_examples():
 
 
 def test_conv_window_of_the_paper_has_61_keys():
-    assert len(distances("conv", (32, 32), 11)) == 61
+    assert len(seen("conv", (32, 32), 11, 16 * 32 + 16)) == 61
 
 
 @pytest.mark.parametrize(("text", "n"), [(8, 4), (6, 16), (3, 13)])
@@ -115,26 +120,56 @@ def test_masks_are_made_once_and_serve_training_after_inference():
     assert torch.equal(masks.dense("row", 7, torch.device("cpu")), visible("row", 3, (4, 4), 11)[:7, :7])
 
 
+@pytest.mark.parametrize("missing", [0, 1, 4])
 @pytest.mark.parametrize("prefix", [1, 5])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("kind", ["row", "column"])
-def test_blocks_equal_the_dense_mask_forward_and_backward(kind, grid, prefix):
-    length = prefix + grid[0] * grid[1]
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "window"])
+def test_blocks_equal_the_dense_mask_forward_and_backward(kind, grid, prefix, missing):
+    length, device = prefix + max(1, grid[0] * grid[1] - missing), torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     qkv = torch.randn(2, length, 3, 2, 4, generator=generator, dtype=torch.float64, requires_grad=True)
     upstream = torch.randn(2, length, 8, generator=generator, dtype=torch.float64)
-    expected = dense(qkv, visible(kind, prefix, grid, 11))
-    mine = blocked(qkv, prefix, grid, kind, window_bias(kind, grid, torch.device("cpu")))
+    expected = dense(qkv, visible(kind, prefix, grid, 5)[:length, :length])
+    mine = banded(qkv, band(kind, prefix, grid, 5, device))
     assert torch.allclose(mine, expected, atol=1e-12)
     (one,), (other,) = (torch.autograd.grad(y, qkv, upstream) for y in (mine, expected))
     assert torch.allclose(one, other, atol=1e-12)
 
 
-def test_blocks_are_for_whole_large_streams_only():
+@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+def test_blocks_in_half_precision_are_as_near_to_fp64_as_the_dense_call(kind):
+    grid, prefix = (6, 8), 5
+    qkv = torch.randn(2, prefix + 48, 3, 2, 16, generator=torch.Generator().manual_seed(0))
+    mask, blocks = visible(kind, prefix, grid, 5), band(kind, prefix, grid, 5, torch.device("cpu"))
+    exact = dense(qkv.bfloat16().double(), mask)
+    mine, usual = (y.double() for y in (banded(qkv.bfloat16(), blocks), dense(qkv.bfloat16(), mask)))
+    assert mine.shape == exact.shape
+    assert (mine - exact).abs().max() <= 2 * (usual - exact).abs().max()
+
+
+def test_large_grids_are_worked_on_in_blocks():
     device = torch.device("cpu")
-    small, large = Masks(3, (8, 8), 11), Masks(3, (16, 16), 11)
+    small, large = Masks(3, (8, 8), 11), Masks(3, (16, 17), 11)
     assert small.attend("row", 67, device).func is dense
-    assert large.attend("row", 258, device).func is dense
-    assert large.attend("conv", 259, device).func is dense
-    assert large.attend("row", 259, device).func is blocked
-    assert large.attend("column", 259, device).func is blocked
+    assert large.attend("row", 3 + 255, device).func is dense
+    for kind in ("row", "column", "conv", "window"):
+        assert large.attend(kind, 3 + 256, device).func is banded
+        assert large.attend(kind, 3 + 272, device).func is banded
+    assert large.attend("full", 3 + 272, device).func is dense
+
+
+def test_no_scores_of_a_large_grid_are_ever_whole():
+    # The largest tensor made is a head's gradients of all runs, 32 of 197 codes, or the [1024,512] of all queries.
+    made = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            made.extend(x.numel() for x in (out if isinstance(out, tuple | list) else [out]) if isinstance(x, Tensor))
+            return out
+
+    blocks = band("conv", 256, (32, 32), 11, torch.device("cpu"))
+    qkv = torch.randn(1, 1280, 3, 8, 8, requires_grad=True)
+    with Watch():
+        banded(qkv, blocks).sum().backward()
+    assert max(made) < 1280 * 1280 / 4
