@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "zoo.commands.plugins:doctor",
     "sample": "zoo.commands.sample:sample",
     "evaluate": "zoo.commands.evaluate:evaluate",
+    "import": "zoo.commands.import_:import_public",
     "export": "zoo.commands.export:export",
     "quickstart": "zoo.commands.quickstart:quickstart",
 }

@@ -119,6 +119,9 @@ class Held(metaclass=_Inert):
     def __setstate__(self, state: Any) -> None:
         self.state = state
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        """Let go of what a subclass of a dict holds: settings of a training script, never weights."""
+
 
 class _Reader(pickle.Unpickler):
     """Unpickles tensors and plain containers, and nothing else."""

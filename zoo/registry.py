@@ -107,11 +107,12 @@ def _unwrap(built: Any) -> Any:
 
 
 def info(name: str, overrides: Overrides = ()) -> dict[str, Any]:
-    """Return the facts of a model: at least name, plugin, kind, params, and parts with the params of each.
+    """Return the facts of a model: at least name, plugin, kind, params, parts with the params of each, and layouts.
 
     Counts are of what would be built, on the meta device: no memory is taken.
     """
     from zoo.construct import construct, count
+    from zoo.layouts import layouts_of
 
     node, config = resolve_tree(name, overrides)
     card = catalogue().get(name) if name in catalogue() else None
@@ -125,6 +126,7 @@ def info(name: str, overrides: Overrides = ()) -> dict[str, Any]:
             role: {"card": part.card, "plugin": part.plugin, "params": counts[role]}
             for role, part in built.parts.items()
         },
+        "layouts": layouts_of(node),
         "config": plain(config),
     }
 

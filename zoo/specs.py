@@ -25,7 +25,14 @@ class ModelSpec:
     variants: Mapping[str, str]
     """Variant name -> "module:function" that returns a config."""
     interop: Mapping[str, str] = attrs.field(factory=dict)
-    """Public layout -> "module:function" `(state_dict, config) -> state_dict`, for `zoo import`."""
+    """Public layout -> "module:function" `(state_dict, config) -> state_dict`, for `zoo import`.
+
+    The function renames, reshapes and joins tensors and never reads their values: which layout a file has is found on
+    the meta device. It raises BadWeights for a key that is missing or left over, and drops what is no weight."""
+    exports: Mapping[str, str] = attrs.field(factory=dict)
+    """The way back, by the same names, for `zoo export --layout` and for messages that name the file's own keys."""
+    left_out: str = ""
+    """What the public files do not hold and what to do about it: a sentence that `zoo import` prints."""
 
 
 @attrs.frozen(kw_only=True)

@@ -74,11 +74,16 @@ class Lazy(NamedTuple):
 
 
 def stream_tensors(
-    path: str | os.PathLike[str], tensors: Mapping[str, Lazy], metadata: Mapping[str, Any] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Lazy],
+    metadata: Mapping[str, Any] | None = None,
+    *,
+    foreign: bool = False,
 ) -> None:
     """Write what `save_tensors` would, byte for byte, holding one tensor at a time.
 
-    Each is fetched once, in the order of the file: `file_order`.
+    Each is fetched once, in the order of the file: `file_order`. With `foreign` the metadata are the one entry that
+    other libraries insist on, and none of ours.
 
     Raises:
         OSError: the disk is full, ...; an older file at `path` is as it was.
@@ -86,7 +91,8 @@ def stream_tensors(
     from torch import uint8
 
     order = file_order(tensors)
-    header: dict[str, Any] = {"__metadata__": {_METADATA: json.dumps(dict(metadata or {}), sort_keys=True)}}
+    ours = {_METADATA: json.dumps(dict(metadata or {}), sort_keys=True)}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"} if foreign else ours}
     end = 0
     for name, lazy in order:
         start, end = end, end + math.prod(lazy.shape) * lazy.dtype.itemsize
@@ -236,22 +242,29 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], path: str | os.P
     Raises:
         BadWeights: a key is missing, unexpected, or has another shape. The module is as it was.
     """
-    own = module.state_dict()
-    missing, unexpected = own.keys() - tensors.keys(), tensors.keys() - own.keys()
-    if missing:
-        key = min(missing)
-        raise BadWeights(f"{path}: lacks '{key}' ({len(missing)} missing){suggest(key, unexpected)}")
-    if unexpected:
-        key = min(unexpected)
-        raise BadWeights(f"{path}: has an unexpected '{key}' ({len(unexpected)} in all){suggest(key, own)}")
-    flexible = _flexible(module)
-    for key, x in own.items():
-        if x.shape != tensors[key].shape and not key.startswith(flexible):
-            raise BadWeights(f"{path}: '{key}' has shape {list(tensors[key].shape)}, the model's is {list(x.shape)}")
+    if misfit := mismatch(module, tensors):
+        raise BadWeights(f"{path}: {misfit}")
     try:
         module.load_state_dict(dict(tensors))
     except RuntimeError as error:
         raise BadWeights(f"{path}: does not fit the model ({_line(error)})") from error
+
+
+def mismatch(module: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    """Return what keeps a state dict from being the module's: a key or a shape. Empty: nothing does."""
+    own = module.state_dict()
+    missing, unexpected = own.keys() - tensors.keys(), tensors.keys() - own.keys()
+    if missing:
+        key = min(missing)
+        return f"lacks '{key}' ({len(missing)} missing){suggest(key, unexpected)}"
+    if unexpected:
+        key = min(unexpected)
+        return f"has an unexpected '{key}' ({len(unexpected)} in all){suggest(key, own)}"
+    flexible = _flexible(module)
+    for key, x in own.items():
+        if x.shape != tensors[key].shape and not key.startswith(flexible):
+            return f"'{key}' has shape {list(tensors[key].shape)}, the model's is {list(x.shape)}"
+    return ""
 
 
 def _flexible(module: nn.Module) -> tuple[str, ...]:
@@ -273,9 +286,20 @@ def read_public(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     Raises:
         BadWeights: the file is missing, damaged, foreign, holds no tensors, or would run code when unpickled.
     """
+    return {f"{prefix}{key}": x for file, prefix in public_files(path) for key, x in _read_file(file).items()}
+
+
+def public_files(path: str | os.PathLike[str]) -> list[tuple[Path, str]]:
+    """Return the files that `read_public` reads, each with what its keys get in front.
+
+    Raises:
+        BadWeights: there is no such file or folder, or it is not clear which of a folder's files are meant.
+    """
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path)
+    return _files_of_folder(path) if path.is_dir() else [(path, "")]
+
+
+def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise BadWeights(f"{path}: no such weight file")
     if path.suffix == ".safetensors":
@@ -304,32 +328,29 @@ def _unpickle(path: Path) -> Any:
         return read_pickle(path)
 
 
-def _read_folder(folder: Path) -> dict[str, Tensor]:
+def _files_of_folder(folder: Path) -> list[tuple[Path, str]]:
     files = sorted(x for x in folder.iterdir() if x.suffix in (".safetensors", *_PICKLES) and x.is_file())
     by_stem = {x.stem: x for x in reversed(files)}  # of two files with one stem, the one whose suffix sorts first
     if "encoder" in by_stem and "decoder" in by_stem:
-        sides = {stem: read_public(by_stem[stem]) for stem in ("encoder", "decoder")}
-        return {f"{stem}.{key}": x for stem, state in sides.items() for key, x in state.items()}
+        return [(by_stem[stem], f"{stem}.") for stem in ("encoder", "decoder")]
     for index in sorted(folder.glob("*.index.json"), reverse=True):  # safetensors before pytorch_model.bin
-        return _read_shards(index)
+        return [(shard, "") for shard in _shards(index)]
     preferred = [x for x in files if x.suffix == ".safetensors"] or files
     if len(preferred) != 1:
         names = ", ".join(x.name for x in preferred[:5]) or "none"
         raise BadWeights(f"{folder}: which weight file is meant? found {names}")
-    return read_public(preferred[0])
+    return [(preferred[0], "")]
 
 
-def _read_shards(index: Path) -> dict[str, Tensor]:
+def _shards(index: Path) -> list[Path]:
     try:
         shards = sorted(set(json.loads(index.read_text("utf-8"))["weight_map"].values()))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadWeights(f"{index}: not an index of weight files ({_line(error)})") from error
-    tensors: dict[str, Tensor] = {}
     for shard in shards:
         if Path(shard).name != shard:
             raise BadWeights(f"{index}: names a file outside its folder: '{shard}'")
-        tensors |= read_public(index.parent / shard)
-    return tensors
+    return [index.parent / shard for shard in shards]
 
 
 def _line(error: BaseException) -> str:
@@ -337,6 +358,6 @@ def _line(error: BaseException) -> str:
 
 
 __all__ = [
-    "cache_folder", "fetch", "load_into", "load_tensors", "read_metadata", "read_public", "save_tensors",
-    "sha256", "verify",
+    "cache_folder", "fetch", "load_into", "load_tensors", "mismatch", "public_files", "read_metadata", "read_public",
+    "save_tensors", "sha256", "verify",
 ]  # fmt: skip

@@ -25,5 +25,9 @@ def zoo_specs() -> Iterable[ModelSpec]:
                 "clip-tiny": "zoo_clip.configs:clip_tiny",
             },
             interop={"huggingface": "zoo_clip.interop:from_huggingface", "openai": "zoo_clip.interop:from_openai"},
+            exports={"huggingface": "zoo_clip.interop:to_huggingface", "openai": "zoo_clip.interop:to_openai"},
+            left_out="CLIP's own vocabulary is in no weight file, and a tokenizer fitted here gives other ids: "
+            "score with image_features(images) and text_features(ids, mask), the ids from a public CLIP tokenizer, "
+            "the mask from zoo_clip.interop.caption_mask",
         )
     ]

@@ -25,5 +25,6 @@ def zoo_specs() -> Iterable[ModelSpec]:
                 "dvae-tiny": "zoo_dvae.configs:dvae_tiny",
             },
             interop={"openai": "zoo_dvae.interop:from_openai"},
+            exports={"openai": "zoo_dvae.interop:to_openai"},
         )
     ]

@@ -145,6 +145,23 @@ def test_inert_classes_do_not_reach_the_real_ones(tmp_path):
     assert not hasattr(subprocess.Popen, "args")
 
 
+class Settings(dict):
+    """As training frameworks keep them: a dict with a class of its own."""
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_a_training_framework_adds_is_passed_over(tmp_path, zipped):
+    module = trees(tmp_path)
+    content = {
+        "epoch": 3,
+        "callbacks": {Block: {"best_model_score": torch.ones(1), "dirpath": "x"}},
+        "hyper_parameters": Settings(lr=1e-4, sizes=[1, 2]),
+        "state_dict": module.state_dict(),
+    }
+    torch.save(content, tmp_path / "last.ckpt", _use_new_zipfile_serialization=zipped)
+    equal(weights.read_public(tmp_path / "last.ckpt"), module.state_dict())
+
+
 def archive_of(path, pickled, storage=b"\0" * 16, compression=zipfile.ZIP_STORED):
     with zipfile.ZipFile(path, "w", compression) as archive:
         archive.writestr("x/data.pkl", pickled)

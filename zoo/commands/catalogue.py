@@ -64,6 +64,9 @@ def info(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     click.echo(f"{'params':<11} {facts['params']:,}")
     for role, part in facts["parts"].items():
         click.echo(f"  {role:<20} {part['card']:<20} {part['params']:>15,}")
+    if facts["layouts"]:
+        layouts = [f"{', '.join(names)} ({role})" for role, names in facts["layouts"].items()]
+        click.echo(f"{'layouts':<11} {'; '.join(layouts)}: public weights, for `zoo import`")
     click.echo("fields")
     for path, item in _flat(facts["config"]):
         click.echo(f"  {path} = {json.dumps(item)}")

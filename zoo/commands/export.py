@@ -1,4 +1,4 @@
-"""`zoo export`: the weights of a run or of a checkpoint, in one plain safetensors file."""
+"""`zoo export`: the weights of a run or of a checkpoint, in one safetensors file, also in a public layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from zoo.errors import BadRun, UnknownName
+from zoo.errors import BadRun, BadWeights, PartMismatch, UnknownName
 from zoo.runs import RunFolder
 
 
@@ -19,15 +19,18 @@ from zoo.runs import RunFolder
 @click.option("--part", help="One part alone, under its own names. Default: every part that has weights.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write.")
 @click.option("--raw", is_flag=True, help="Weights as trained, not their moving average: those of the checkpoints.")
-def export(run: Path, part: str | None, out: Path, raw: bool) -> None:
+@click.option("--layout", help="A public layout, such as openai, for other programs. Default: the zoo's own names.")
+def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None) -> None:
     """Write the weights of RUN, a run folder or one checkpoint in it, as one safetensors file.
 
     \b
     zoo export runs/dalle --part prior --out prior.safetensors
     zoo export runs/dalle/checkpoints/prior/step-00001000 --out prior.safetensors
+    zoo export runs/clip --layout huggingface --out model.safetensors
 
     A part that is done is taken as it was saved, one that is being trained (with --raw any that has one) from its
-    newest whole checkpoint, however many processes wrote it. One tensor is held at a time.
+    newest whole checkpoint, however many processes wrote it. One tensor is held at a time; with --layout, which is
+    of one part, all of the part's.
     """
     from zoo.weights import stream_tensors
 
@@ -46,12 +49,33 @@ def export(run: Path, part: str | None, out: Path, raw: bool) -> None:
                 )
             parts = {part: parts[part]}
         alone = len(parts) == 1
+        if layout is not None and not alone:
+            raise PartMismatch(f"a layout is of one part: say which with --part; {run} has {', '.join(parts)}")
         tensors = {
             name if alone else f"{role}.{name}": lazy for role, found in parts.items() for name, lazy in found().items()
         }
-        stream_tensors(out, tensors, {"exported": sorted(parts)})
+        if layout is not None:
+            tensors = _in_layout(run, next(iter(parts)), layout, tensors)
+        stream_tensors(out, tensors, {"exported": sorted(parts)}, foreign=layout is not None)
     size = sum(lazy.dtype.itemsize * _count(lazy.shape) for lazy in tensors.values())
     click.echo(f"{out}: {', '.join(sorted(parts))}; {len(tensors)} tensors, {size:,} bytes")
+
+
+def _in_layout(run: Path, role: str, layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a part's tensors in a public layout."""
+    from zoo.construct import construct
+    from zoo.layouts import part_of, write
+    from zoo.resolution import resolve_tree
+    from zoo.weights import Lazy, mismatch
+
+    home = run if (run / "run.toml").is_file() else run.resolve().parents[2]  # of RUN/checkpoints/PART/STEP
+    node, config = resolve_tree(str(RunFolder(home).path.resolve()))
+    part = part_of(node, config, construct(node, config, device="meta"), role)
+    state = {name: lazy.fetch() for name, lazy in tensors.items()}
+    if misfit := mismatch(part.module, state):
+        raise BadWeights(f"{run}: {misfit}")
+    there = write(part, layout, state)
+    return {name: Lazy(tuple(x.shape), x.dtype, partial(there.pop, name)) for name, x in there.items()}
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -71,7 +71,7 @@ def builders_import(plugin: str) -> None:
         if isinstance(spec, DatasetSpec) and spec.needs is None:  # another may wait for its optional extra
             paths.append(spec.open)
         if isinstance(spec, ModelSpec):
-            paths += [spec.config, *spec.variants.values(), *spec.interop.values()]
+            paths += [spec.config, *spec.variants.values(), *spec.interop.values(), *spec.exports.values()]
         for path in filter(None, paths):
             locate(path)
 

@@ -200,7 +200,7 @@ def test_an_error_midway_leaves_no_file_and_an_older_one_as_it_was(run, tmp_path
 
 
 def test_a_full_disk_is_not_taken_for_a_damaged_part(run, tmp_path, monkeypatch, capsys):
-    def full(*args):
+    def full(*args, **more):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(weights, "stream_tensors", full)

@@ -1,0 +1,201 @@
+"""Public checkpoints into run folders.
+
+No model is built: what the part should have is read off the meta device, and the file's tensors are converted and
+written one by one. The run appears whole, or is as it was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from zoo.catalogue import catalogue
+from zoo.config import Overrides
+from zoo.construct import construct
+from zoo.errors import BadRun, BadWeights
+from zoo.files import atomic_bytes, atomic_write
+from zoo.layouts import Part, dropped, find, part_of, read
+from zoo.resolution import is_run, resolve_tree
+from zoo.runs import RunFolder
+from zoo.weights import Lazy, load_into, public_files, read_metadata, read_public, sha256
+
+
+def import_public(
+    name: str,
+    path: Path,
+    out: Path,
+    *,
+    part: str | None = None,
+    layout: str | None = None,
+    overrides: Overrides = (),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Any]:
+    """Read a public checkpoint into the run folder `out`, as the finished part of a card.
+
+    Args:
+        name: a card of a part or of a system, or a run folder of one.
+        path: a file or folder; see `zoo.weights.read_public`.
+        out: a new folder, or a run of the same card that has no weights for this part; it keeps its settings.
+        part: role of the part; None: the one that the card is of.
+        layout: name of the file's layout; None: found.
+        overrides: as for `zoo.build`.
+        progress: called with (tensors written, tensors in all).
+
+    Returns:
+        The facts, as `zoo import --json` prints them.
+
+    Raises:
+        BadRun: `out` is something else, or has weights for the part.
+        BadWeights: the file is damaged or foreign, or fits no layout of the part.
+        OSError: the disk is full, ... Nothing is left behind.
+    """
+    begun = _begun(name, out)
+    node, config = resolve_tree(str(out.resolve()) if begun and name in catalogue() else name, overrides)
+    outline = construct(node, config, device="meta")
+    target = part_of(node, config, outline, part)
+    _check_place(target, begun, node.source if target.alone else _source(node, target.role))
+    files = [file for file, _ in public_files(path)]
+    state = read_public(path)
+    chosen = find(target, state, path, layout)
+    facts = {
+        "card": target.card,
+        "part": target.role,
+        "layout": chosen,
+        "read": len(state),
+        "dropped": dropped(target, chosen, state),
+    }
+    with torch.no_grad():
+        mapped = read(target, chosen, state)
+    del state  # what the mapping dropped or joined is not kept
+    facts |= _count(target, mapped, path)
+    if hasattr(target.module, "fit"):  # shapes say nothing of what was fitted: the part itself looks at the values
+        load_into(target.module, mapped, path)
+        if not getattr(target.module, "ready", True):
+            raise BadWeights(f"{path}: '{target.role}' was not fitted when this was written")
+    sources = [{"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size} for file in files]
+    tensors = _converted(target, mapped, progress)
+    with _whole(out) as place:
+        data = begun.data["data"] if begun else getattr(config, "data", None) or "shapes"
+        seed = begun.data["seed"] if begun else 0
+        run = RunFolder.create(place, node, config, seed=seed, data=data)
+        extra = {"imported": {"from": path.name, "layout": chosen, "files": sources}}
+        written = run.save_part(target.role, target.module, extra=extra, tensors=tensors).name
+        ready = outline.ready
+        missing = [role for role in outline.parts if not (ready[role] or run.finished(role))]
+    card = catalogue().cards.get(target.card)
+    return facts | {
+        "files": sources,
+        "ignored": _ignored(path, files),
+        "license": card.license if card else "",
+        "run": str(out),
+        "file": written,
+        "not_ready": missing,
+        "left_out": target.spec.left_out,
+    }
+
+
+def _begun(name: str, out: Path) -> RunFolder | None:
+    """Return the run that exists at `out`, if any.
+
+    Raises:
+        BadRun: there is something else, or a run of another card.
+    """
+    if not (out / "run.toml").is_file():
+        if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+            raise BadRun(f"'{out}' exists and is not a run folder; choose another --out")
+        return None
+    begun, card = RunFolder(out), RunFolder(name).card if is_run(name) else catalogue().get(name).name
+    if begun.card != card:
+        raise BadRun(f"{out} was begun with model '{begun.card}', not '{card}'; choose another --out")
+    return begun
+
+
+def _source(node: Any, role: str) -> Path | None:
+    for step in role.split("."):
+        node = node.children[step]
+    return node.source
+
+
+def _check_place(target: Part, begun: RunFolder | None, source: Path | None) -> None:
+    """Refuse to write over weights, and under what was trained on others."""
+    if source is not None:
+        file = RunFolder(source).part_path(target.role)
+        raise BadRun(f"{file} has the weights of '{target.role}' already; choose another --out, or delete it")
+    if begun is None:
+        return
+    if any((begun.path / "checkpoints" / target.role).glob("step-*")):
+        raise BadRun(f"{begun.path}: '{target.role}' is being trained there; choose another --out")
+    for other in sorted(begun.path.glob("*.safetensors")):
+        if target.role in read_metadata(other).get("trained_on", {}):
+            raise BadRun(f"{other} was trained on another '{target.role}'; choose another --out")
+
+
+def _count(target: Part, mapped: dict[str, Tensor], path: Path) -> dict[str, Any]:
+    """Return what will be written, and which types are converted.
+
+    Raises:
+        BadWeights: a tensor is of another kind, such as integers where the model has fractions.
+    """
+    own = target.module.state_dict()
+    changes: Counter[str] = Counter()
+    for key, x in mapped.items():
+        to = own[key].dtype
+        if x.is_floating_point() != to.is_floating_point or x.is_complex() != to.is_complex:
+            raise BadWeights(f"{path}: '{key}' is of type {_type(x.dtype)}, the model's is {_type(to)}")
+        if x.dtype != to:
+            changes[f"{_type(x.dtype)} -> {_type(to)}"] += 1
+    return {
+        "tensors": len(mapped),
+        "params": sum(p.numel() for p in target.module.parameters()),
+        "dtype": ", ".join(sorted({_type(x.dtype) for x in own.values()})),
+        "converted": dict(changes),
+    }
+
+
+def _type(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _converted(target: Part, mapped: dict[str, Tensor], progress: Callable[[int, int], None]) -> dict[str, Lazy]:
+    """Return the tensors in the model's types, each converted when it is written and let go of after."""
+    own = target.module.state_dict()
+    total = len(mapped)
+
+    def fetch(key: str) -> Tensor:
+        x = mapped.pop(key).to(own[key].dtype)
+        progress(total - len(mapped), total)
+        return x
+
+    return {key: Lazy(tuple(x.shape), own[key].dtype, partial(fetch, key)) for key, x in mapped.items()}
+
+
+@contextmanager
+def _whole(out: Path) -> Iterator[Path]:
+    """Yield where to write the run: when the block fails, `out` is as it was."""
+    if not (out / "run.toml").is_file():
+        with atomic_write(out) as place:
+            yield place
+        return
+    before, text = set(out.glob("*.safetensors")), (out / "run.toml").read_bytes()
+    try:
+        yield out
+    except BaseException:
+        for path in set(out.glob("*.safetensors")) - before:
+            path.unlink()
+        atomic_bytes(out / "run.toml", text)
+        raise
+
+
+def _ignored(path: Path, files: list[Path]) -> list[str]:
+    """Return what else is in the folder that was given."""
+    if not path.is_dir():
+        return []
+    others = [x for x in sorted(path.iterdir()) if x not in files and not x.name.startswith(".")]
+    return [f"{x.name}/" if x.is_dir() else x.name for x in others]
