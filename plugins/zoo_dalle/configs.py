@@ -2,6 +2,7 @@
 
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092, section 2.2 and appendix B
 [2] R. Child et al.: Generating Long Sequences with Sparse Transformers. arXiv:1904.10509
+[3] M. Ding et al.: CogView. arXiv:2105.13290, section 2.4
 """
 
 from collections.abc import Sequence
@@ -77,6 +78,20 @@ class DallePrior:
     """Width of the MLP's hidden layer over `width` [1] Table 2."""
     conv_kernel: int = attrs.field(default=11, validator=v.ge(1))
     """Side of the convolutional layer's window, odd [1] figure 11."""
+    pattern: Literal["sparse", "sparse-cut", "full"] = "sparse"
+    """What kinds the layers are: those of [1], the same with a last window cut off at the edges, or all "full"."""
+    block: Literal["pre", "sandwich"] = "pre"
+    """Where a branch is normalised: before it, or before and after [3]."""
+    gelu: Literal["exact", "tanh"] = "exact"
+    """The MLP's activation, or its approximation by a tanh."""
+    positions: Literal["row-column", "each"] = "row-column"
+    """A code's position is embedded as its row plus its column [1], or has a row of its own."""
+    final_norms: int = attrs.field(default=1, validator=v.ge(1))
+    """Norms between the last layer and the heads."""
+    head_bias: bool = True
+    """Whether the two heads have biases."""
+    first_token: Literal["learned", "given"] = "learned"
+    """The caption's first token is predicted from a learned state, or is always the same and not predicted."""
     reads: Literal["ids", "label", "nothing"] = "ids"
     """What the codes are conditioned on: a caption's token ids [1], a class label, or nothing. The latter two put
     one learned vector where the caption stood."""
@@ -123,7 +138,9 @@ class DallePrior:
     @property
     def kinds(self) -> tuple[Kind, ...]:
         """The kind of every layer, first to last."""
-        return layer_kinds(self.depth)
+        if self.pattern == "full":
+            return tuple("full" for _ in range(self.depth))
+        return layer_kinds(self.depth, last="window" if self.pattern == "sparse-cut" else "conv")
 
     @property
     def prefix(self) -> int:

@@ -28,22 +28,28 @@ def cost(c: DallePrior) -> Cost:
         _prefix(t, c)
     with t.at("codes"):
         t.embedding("token", c.vocab_size, width, codes - 1)
-        t.embedding("row", rows, width, rows)
-        t.embedding("column", columns, width, columns)
+        if c.positions == "row-column":
+            t.embedding("row", rows, width, rows)
+            t.embedding("column", columns, width, columns)
+        else:
+            t.embedding("position", codes, width, codes)
     pairs = {kind: c.pairs(kind, codes - 1) for kind in set(c.kinds)}
     for i, kind in enumerate(c.kinds):
         with t.at("blocks", i):
             _block(t, c, length, pairs[kind])
-    t.norm("norm", width, length)
-    t.linear("head", width, c.vocab_size, codes)
+    for i in range(c.final_norms):
+        t.norm("norm" if c.final_norms == 1 else f"norm.{i}", width, length)
+    t.linear("head", width, c.vocab_size, codes, bias=c.head_bias)
     t.cross_entropy(codes, c.vocab_size)
     if c.reads == "ids":
         assert c.text_vocab is not None
         with t.at("caption_head"):
-            t.weight("first", width)
-            t.linear("logits", width, c.text_vocab, c.prefix)
-            t.cross_entropy(c.prefix, c.text_vocab)
-            t.keep(wide=2 * c.prefix)  # each token's nats, and which count
+            predicted = c.prefix if c.first_token == "learned" else c.prefix - 1
+            if c.first_token == "learned":
+                t.weight("first", width)
+            t.linear("logits", width, c.text_vocab, predicted, bias=c.head_bias)
+            t.cross_entropy(predicted, c.text_vocab)
+            t.keep(wide=2 * predicted)  # each token's nats, and which count
     return t.cost()
 
 
@@ -61,13 +67,21 @@ def _prefix(t: Tally, c: DallePrior) -> None:
 def _block(t: Tally, c: DallePrior, length: int, pairs: int) -> None:
     """One layer: attention and MLP, each a residual branch."""
     width, hidden = c.width, c.mlp_ratio * c.width
+    # A branch that is normalised again is called `inner` there.
+    inner = ("inner",) if c.block == "sandwich" else ()
     with t.residual("attention", length * width):
-        t.norm("norm", width, length)
-        t.linear("qkv", width, 3 * width, length, stacked=3)
-        t.attention(width, c.heads, length, pairs)
-        t.linear("out", width, width, length)
+        with t.at(*inner):
+            t.norm("norm", width, length)
+            t.linear("qkv", width, 3 * width, length, stacked=3)
+            t.attention(width, c.heads, length, pairs)
+            t.linear("out", width, width, length)
+        if inner:
+            t.norm("norm", width, length)
     with t.residual("mlp", length * width):
-        t.norm("norm", width, length)
-        t.linear("up", width, hidden, length)
-        t.keep(length * hidden)  # GELU's input
-        t.linear("down", hidden, width, length)
+        with t.at(*inner):
+            t.norm("norm", width, length)
+            t.linear("up", width, hidden, length)
+            t.keep(length * hidden)  # GELU's input
+            t.linear("down", hidden, width, length)
+        if inner:
+            t.norm("norm", width, length)

@@ -13,17 +13,15 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.parts import Grid
 from zoo_dalle.configs import Kind, reach, seen
+from zoo_dalle.layers import Attention, Block, Mlp, Sandwich
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from zoo.interfaces import Cond
-    from zoo_dalle.layers import Attention, Block, Mlp
     from zoo_dalle.model import DallePrior
 
 
@@ -44,6 +42,9 @@ class Slots(Protocol):
     def read(self, kv: Tensor, i: int) -> Tensor:
         """Return what code i sees, [2,R,H,s,E], of the cache [2,R,H,S,E]."""
 
+    def reads(self, i: int) -> list[int]:
+        """Return the slots of what code i sees."""
+
 
 class Ring:
     """The last `window` codes."""
@@ -60,6 +61,9 @@ class Ring:
 
     def read(self, kv: Tensor, i: int) -> Tensor:
         return kv if i + 1 >= self.window else kv[:, :, :, : self.prefix + i + 1]
+
+    def reads(self, i: int) -> list[int]:
+        return list(range(min(self.count, self.prefix + i + 1)))
 
 
 class Columns:
@@ -82,6 +86,10 @@ class Columns:
         first = last - i // self.columns
         return torch.cat((kv[:, :, :, : self.prefix], kv[:, :, :, first : last + 1]), 3)
 
+    def reads(self, i: int) -> list[int]:
+        last = self.slot(i)
+        return [*range(self.prefix), *range(last - i // self.columns, last + 1)]
+
 
 class Scattered:
     """Any other choice of codes, gathered."""
@@ -100,6 +108,9 @@ class Scattered:
 
     def read(self, kv: Tensor, i: int) -> Tensor:
         return kv.index_select(3, self.index[i])
+
+    def reads(self, i: int) -> list[int]:
+        return self.index[i].tolist()
 
 
 def slots(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device) -> Slots:
@@ -120,7 +131,8 @@ def packed(linear: nn.Linear) -> tuple[Tensor, Tensor]:
     as fast on a CPU.
     """
     weight = linear.weight.t()
-    return linear.bias, weight.contiguous() if weight.shape[1] > weight.shape[0] else weight.t().contiguous().t()
+    bias = weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
+    return bias, weight.contiguous() if weight.shape[1] > weight.shape[0] else weight.t().contiguous().t()
 
 
 def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
@@ -128,13 +140,22 @@ def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps)
 
 
+def opened(branch: nn.Module) -> tuple[nn.Module, nn.LayerNorm | None]:
+    """Return a branch, and the norm of its result where it has one."""
+    return (branch.inner, branch.norm) if isinstance(branch, Sandwich) else (branch, None)
+
+
 class Layer:
     """One layer's packed weights and its cache."""
 
     def __init__(self, block: Block, plan: Slots, rows: int) -> None:
-        attention, mlp = cast("Attention", block.attention.branch), cast("Mlp", block.mlp.branch)
+        attention, after_attention = opened(block.attention.branch)
+        mlp, after_mlp = opened(block.mlp.branch)
+        attention, mlp = cast(Attention, attention), cast(Mlp, mlp)
         self.plan = plan
         self.norms = attention.norm, mlp.norm
+        self.sandwich = None if after_attention is None or after_mlp is None else (after_attention, after_mlp)
+        self.approximate = mlp.approximate
         self.qkv, self.out = packed(attention.qkv), packed(attention.out)
         self.up, self.down = packed(mlp.up), packed(mlp.down)
         heads, width = attention.heads, attention.out.in_features
@@ -151,6 +172,14 @@ class Layer:
             kept[:, :, :prefix] = new[:, :, :prefix]
             kept.index_copy_(2, where, new[:, :, prefix + codes.start :].contiguous())
 
+    def add(self, x: Tensor, y: Tensor, linear: tuple[Tensor, Tensor], branch: int) -> None:
+        """Add a branch's last product to the residual stream [R,D], in place."""
+        bias, weight = linear
+        if self.sandwich is None:
+            x.add_(bias).addmm_(y, weight)
+        else:
+            x.add_(normed(self.sandwich[branch], torch.addmm(bias, y, weight)))
+
 
 class Decoder:
     """All layers' caches, and buffers that one step writes over the last one's.
@@ -166,9 +195,10 @@ class Decoder:
         plans = {
             kind: slots(kind, prior.prefix.length, grid, config.conv_kernel, weight.device) for kind in {*prior.kinds}
         }
-        blocks = cast("list[Block]", list(prior.blocks))
+        blocks = cast(list[Block], list(prior.blocks))
         self.layers = [Layer(b, plans[kind], rows) for b, kind in zip(blocks, prior.kinds, strict=True)]
         self.positions = prior.codes.positions()
+        self.norms = [module for module in prior.norm.modules() if isinstance(module, nn.LayerNorm)]
         self.head = packed(prior.head)
         qkv = weight.new_empty(rows, 3, config.heads, width // config.heads)
         self.qkv = qkv.view(rows, -1)
@@ -193,11 +223,15 @@ class Decoder:
             layer.kv.select(3, layer.plan.slot(i)).copy_(self.new_kv)
             k, v = layer.plan.read(layer.kv, i).unbind()
             y = F.scaled_dot_product_attention(self.q, k, v).reshape(x.shape)
-            bias, weight = layer.out
-            x.add_(bias).addmm_(y, weight)
+            layer.add(x, y, layer.out, 0)
             bias, weight = layer.up
             torch.addmm(bias, normed(norm_mlp, x), weight, out=hidden)
-            bias, weight = layer.down
-            x.add_(bias).addmm_(F.gelu(hidden), weight)
+            layer.add(x, F.gelu(hidden, approximate=layer.approximate), layer.down, 1)
+        return self.predict(x)
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return logits [R,K] of the residual stream [R,D] after the last layer."""
+        for norm in self.norms:
+            x = normed(norm, x)
         bias, weight = self.head
-        return torch.addmm(bias, normed(self.prior.norm, x), weight)
+        return torch.addmm(bias, x, weight)

@@ -9,20 +9,27 @@ write to the residual stream scaled by 1/sqrt(number of branches), biases 0.
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
 [2] R. Child et al.: Generating Long Sequences with Sparse Transformers. arXiv:1904.10509
 [3] A. Radford et al.: Language models are unsupervised multitask learners. 2019
+[4] M. Ding et al.: CogView. arXiv:2105.13290, section 2.4
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn.residual import Residual
+from zoo_dalle.configs import DallePrior
 
 STD = 0.02
+
+Gelu = Literal["exact", "tanh"]
+APPROXIMATE = {"exact": "none", "tanh": "tanh"}
+"""torch's names of them."""
 
 Attend = Callable[[Tensor], Tensor]
 """Queries, keys and values [B,L,3,H,E] to the heads' outputs [B,L,D], under one layer's mask."""
@@ -37,12 +44,13 @@ def full_precision(x: Tensor) -> AbstractContextManager[object]:
 
 
 class Linear(nn.Linear):
-    """A linear layer with bias; weights from N(0, std), bias 0."""
+    """A linear layer; weights from N(0, std), bias 0."""
 
-    def __init__(self, n_in: int, n_out: int, std: float = STD) -> None:
-        super().__init__(n_in, n_out)
+    def __init__(self, n_in: int, n_out: int, std: float = STD, *, bias: bool = True) -> None:
+        super().__init__(n_in, n_out, bias=bias)
         nn.init.normal_(self.weight, std=std)
-        nn.init.zeros_(self.bias)
+        if bias:
+            nn.init.zeros_(self.bias)
 
 
 class Embedding(nn.Embedding):
@@ -96,25 +104,42 @@ class Attention(nn.Module):
 class Mlp(nn.Module):
     """The MLP branch."""
 
-    def __init__(self, width: int, hidden: int, std_out: float) -> None:
+    def __init__(self, width: int, hidden: int, std_out: float, gelu: Gelu) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.up = Linear(width, hidden)
         self.down = Linear(hidden, width, std_out)
+        self.approximate = APPROXIMATE[gelu]
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Return [B,L,D]."""
-        return self.down(F.gelu(self.up(self.norm(x_BLD))))
+        return self.down(F.gelu(self.up(self.norm(x_BLD)), approximate=self.approximate))
+
+
+class Sandwich(nn.Module):
+    """A branch whose result is normalised too, before it is added [4]."""
+
+    def __init__(self, branch: nn.Module, width: int) -> None:
+        super().__init__()
+        self.inner = branch
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, x_BLD: Tensor, *extra: Any) -> Tensor:
+        """Return [B,L,D]."""
+        return self.norm(self.inner(x_BLD, *extra))
 
 
 class Block(nn.Module):
     """One layer: two residual sums."""
 
-    def __init__(self, width: int, heads: int, hidden: int, depth: int) -> None:
+    def __init__(self, config: DallePrior) -> None:
         super().__init__()
-        std_out = STD * (2 * depth) ** -0.5
-        self.attention = Residual(Attention(width, heads, std_out))
-        self.mlp = Residual(Mlp(width, hidden, std_out))
+        width, std_out = config.width, STD * (2 * config.depth) ** -0.5
+        attention = Attention(width, config.heads, std_out)
+        mlp = Mlp(width, config.mlp_ratio * width, std_out, config.gelu)
+        sandwich = config.block == "sandwich"
+        self.attention = Residual(Sandwich(attention, width) if sandwich else attention)
+        self.mlp = Residual(Sandwich(mlp, width) if sandwich else mlp)
 
     def forward(self, x_BLD: Tensor, attend: Attend, sink: Sink | None = None) -> Tensor:
         """Return [B,L,D]."""

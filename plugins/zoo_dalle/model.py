@@ -21,6 +21,7 @@ from zoo.nn.sampling import check_guidance, check_prefix, check_sampling, draw, 
 from zoo.parts import Facts, Grid
 from zoo.rng import Rng
 from zoo_dalle import configs
+from zoo_dalle.compiled import CompiledDecoder
 from zoo_dalle.decode import Decoder
 from zoo_dalle.layers import Block, Embedding, Head, Norm, Sink, full_precision
 from zoo_dalle.masks import Masks
@@ -28,16 +29,22 @@ from zoo_dalle.prefixes import Caption, CaptionHead, prefix
 
 
 class Codes(nn.Module):
-    """A code's embedding plus its row's plus its column's [1] section 2.2."""
+    """A code's embedding plus that of its place: its row's plus its column's [1] section 2.2, or one of its own."""
 
-    def __init__(self, width: int, vocab: int, grid: Grid) -> None:
+    def __init__(self, config: configs.DallePrior, grid: Grid) -> None:
         super().__init__()
-        self.token = Embedding(vocab, width)
-        self.row = Embedding(grid[0], width)
-        self.column = Embedding(grid[1], width)
+        self.token = Embedding(config.vocab_size or 0, config.width)
+        self.row_column = config.positions == "row-column"
+        if self.row_column:
+            self.row = Embedding(grid[0], config.width)
+            self.column = Embedding(grid[1], config.width)
+        else:
+            self.position = Embedding(grid[0] * grid[1], config.width)
 
     def positions(self) -> Tensor:
         """Return [N,D] in raster order."""
+        if not self.row_column:
+            return self.position.rows()
         return (self.row.rows()[:, None] + self.column.rows()).flatten(0, 1)
 
     def forward(self, codes: Tensor) -> Tensor:
@@ -66,15 +73,16 @@ class DallePrior(nn.Module):
         (grid,) = config.grids
         self.length = grid[0] * grid[1]
         self.prefix = prefix(config)
-        self.codes = Codes(config.width, config.vocab_size, grid)
+        self.codes = Codes(config, grid)
         self.kinds = config.kinds
         self.masks = Masks(self.prefix.length, grid, config.conv_kernel)
-        self.blocks = nn.ModuleList(
-            Block(config.width, config.heads, config.mlp_ratio * config.width, config.depth) for _ in self.kinds
-        )
-        self.norm = Norm(config.width)
-        self.head = Head(config.width, config.vocab_size)
-        self.caption_head = CaptionHead(config.width, config.text_vocab or 0) if config.reads == "ids" else None
+        self.blocks = nn.ModuleList(Block(config) for _ in self.kinds)
+        norms = [Norm(config.width) for _ in range(config.final_norms)]
+        self.norm = norms[0] if len(norms) == 1 else nn.Sequential(*norms)
+        self.head = Head(config.width, config.vocab_size, bias=config.head_bias)
+        self.caption_head = CaptionHead(config) if config.reads == "ids" else None
+        self.compiled = False
+        """Whether `sample` compiles its step."""
 
     def facts(self, image_size: int) -> Facts:
         """Return nothing: no part depends on a prior."""
@@ -118,7 +126,7 @@ class DallePrior(nn.Module):
         image = self._image_nats(self._predicting(states, self.length), codes)
         if not isinstance(self.prefix, Caption) or self.caption_head is None:
             return {"loss": image, "image": image.detach()}
-        ids, mask = self.prefix.tokens(cond, len(codes))
+        ids, mask = self.caption_head.predicted(*self.prefix.tokens(cond, len(codes)))
         nats = (self.caption_head(states[:, : self.prefix.length], ids) * mask).sum(1).mean()
         text = nats / self._mean_tokens(mask, batch)
         weight = self.config.text_weight
@@ -127,10 +135,11 @@ class DallePrior(nn.Module):
     def tokens(self, batch: Batch, cond: Cond, *, rng: Rng) -> Tensor:
         """Return [B], the caption tokens of each sample that the loss predicts; none where the caption is dropped."""
         assert batch.codes is not None
-        if not isinstance(self.prefix, Caption):
+        if not isinstance(self.prefix, Caption) or self.caption_head is None:
             return torch.zeros(len(batch), device=batch.codes.device)
         rows = len(batch.codes)
-        return self.prefix.tokens(self._drop(cond, rows, rng, batch.codes.device), rows)[1].sum(1)
+        read = self.prefix.tokens(self._drop(cond, rows, rng, batch.codes.device), rows)
+        return self.caption_head.predicted(*read)[1].sum(1)
 
     def _mean_tokens(self, mask: Tensor, batch: Batch) -> Tensor:
         """Return tokens a sample over the global batch, of the mask [B,T] of tokens."""
@@ -190,6 +199,10 @@ class DallePrior(nn.Module):
                 self._fill(codes, cond, given, u, guidance, (temperature, top_k, top_p))
         return codes
 
+    def compile_sampling(self) -> None:
+        """Compile the step of `sample` when it first draws; worth it where many codes are drawn."""
+        self.compiled = True
+
     def _fill(
         self,
         codes: Tensor,
@@ -205,7 +218,7 @@ class DallePrior(nn.Module):
         streams = 1 if guidance == 1 else 2
         # Rows may be given to different lengths: past the shortest, a given code replaces the drawn one.
         ragged = int((codes >= 0).sum(1).max())
-        decoder = Decoder(self, streams * len(codes))
+        decoder = (CompiledDecoder if self.compiled else Decoder)(self, streams * len(codes))
         logits = decoder.start(codes[:, :given].repeat(streams, 1), cond)
         for i in range(given, self.length):
             drawn = draw(logits if streams == 1 else guide(logits, guidance), u[:, i], *how)

@@ -127,18 +127,26 @@ class CaptionHead(nn.Module):
     """Cross-entropy of the caption's own tokens.
 
     Position t predicts token t + 1; nothing stands before the first token, so it is predicted from one learned
-    state. The paper is silent here; this way every token counts and the stream stays T + N long.
+    state. The paper is silent here; this way every token counts and the stream stays T + N long. A first token that
+    is always the same is not predicted.
     """
 
-    def __init__(self, width: int, vocab: int) -> None:
+    def __init__(self, config: configs.DallePrior) -> None:
         super().__init__()
-        self.first = nn.Parameter(torch.zeros(width))
-        nn.init.normal_(self.first)
-        self.logits = Head(width, vocab)
+        self.first = nn.Parameter(torch.empty(config.width)) if config.first_token == "learned" else None
+        if self.first is not None:
+            nn.init.normal_(self.first)
+        self.logits = Head(config.width, config.text_vocab or 0, bias=config.head_bias)
 
-    def forward(self, x_BTD: Tensor, ids_BT: Tensor) -> Tensor:
-        """Return nats [B,T] of the ids, from the normed states of the caption's positions."""
-        first = self.first.expand(len(x_BTD), 1, -1)
-        logits_BTV = self.logits(torch.cat((first, x_BTD[:, :-1]), 1))
+    def predicted(self, ids_BT: Tensor, mask_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the ids [B,t] and mask [B,t] of what is predicted: all T tokens, or all but the first."""
+        return (ids_BT, mask_BT) if self.first is not None else (ids_BT[:, 1:], mask_BT[:, 1:])
+
+    def forward(self, x_BTD: Tensor, ids_Bt: Tensor) -> Tensor:
+        """Return nats [B,t] of the predicted ids, from the normed states of the caption's positions."""
+        states = x_BTD[:, :-1]
+        if self.first is not None:
+            states = torch.cat((self.first.expand(len(x_BTD), 1, -1), states), 1)
+        logits_BtV = self.logits(states)
         with full_precision(x_BTD):
-            return F.cross_entropy(logits_BTV.flatten(0, 1), ids_BT.flatten(), reduction="none").view_as(ids_BT)
+            return F.cross_entropy(logits_BtV.flatten(0, 1), ids_Bt.flatten(), reduction="none").view(ids_Bt.shape)

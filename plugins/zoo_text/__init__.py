@@ -21,6 +21,8 @@ def zoo_specs() -> Iterable[ModelSpec]:
             build="zoo_text.model:BpeTokenizer",
             variants={
                 "bpe-16384": "zoo_text.configs:bpe_16384",
+                "bpe-16384-128": "zoo_text.configs:bpe_16384_128",
+                "bpe-16384-64": "zoo_text.configs:bpe_16384_64",
                 "bpe-49408": "zoo_text.configs:bpe_49408",
                 "bpe-shapes": "zoo_text.configs:bpe_shapes",
                 "bpe-tiny": "zoo_text.configs:bpe_tiny",

@@ -49,6 +49,16 @@ def bpe_16384() -> Bpe:
     return Bpe(vocab_size=16384, length=256, bpe_dropout=0.1)
 
 
+def bpe_16384_128() -> Bpe:
+    """Return a tokenizer of ruDALL-E's size: 16 384 pieces, 128 tokens."""
+    return Bpe(vocab_size=16384, length=128, bpe_dropout=0.1)
+
+
+def bpe_16384_64() -> Bpe:
+    """Return a tokenizer of minDALL-E's size: 16 384 pieces, 64 tokens."""
+    return Bpe(vocab_size=16384, length=64, bpe_dropout=0.1)
+
+
 def bpe_49408() -> Bpe:
     """Return CLIP's text side in size: 49 408 pieces, 77 tokens, lower case, an end piece ([2] section 2.4)."""
     return Bpe(vocab_size=49408, length=77, end=True)

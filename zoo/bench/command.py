@@ -13,6 +13,8 @@ from zoo import front
 from zoo.errors import UnknownName
 
 BENCHES = {
+    "attention": "zoo.bench.attention",
+    "candidates": "zoo.bench.candidates",
     "dalle": "zoo.bench.dalle",
     "memory": "zoo.bench.memory",
     "powersgd": "zoo.bench.powersgd",
@@ -22,7 +24,7 @@ BENCHES = {
     "vq": "zoo.bench.vq",
 }
 """Name -> module with `rows() -> list[Row]`."""
-PEERS = ("dalle", "resblock", "vq")
+PEERS = ("attention", "dalle", "resblock", "vq")
 """What is run where nothing is named; the others take up to an hour each."""
 
 
@@ -31,10 +33,12 @@ PEERS = ("dalle", "resblock", "vq")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {name, ours, peer, ratio, unit, sizes}.")
 def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
-    """Run the benchmarks NAME; dalle, resblock and vq if none is named.
+    """Run the benchmarks NAME; attention, dalle, resblock and vq if none is named.
 
     Ours and the peer run in turn in one process; figures are medians, and the ratio is taken pair by pair. Use a
     machine with nothing else running. (resblock compares what trainings end at.)
+
+    candidates: what a process needs to draw 512 pictures of a caption, beside 64.
 
     Trainings in several processes on this machine, each compared with what it should be: memory, powersgd,
     powersgd-run, stages. `python -m zoo.bench.powersgd_run --help` and `python -m zoo.bench.stages --help` keep what is

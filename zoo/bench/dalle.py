@@ -6,8 +6,10 @@ with its own row, column and convolutional masks; the peer attends to every earl
 
 from __future__ import annotations
 
+import copy
 import importlib
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +107,7 @@ def training(ours: Any, peer: nn.Module, batch: int) -> tuple[Callable[[], Any],
 
 
 def rows(pairs: int = 5) -> list[Row]:
-    """Return tokens a second of sampling (batch 1 and 8) and of a training step (batch 2).
+    """Return tokens a second of sampling (batch 1 and 8, as it is and compiled) and of a training step (batch 2).
 
     Raises:
         NotInstalled: transformers is missing.
@@ -113,11 +115,23 @@ def rows(pairs: int = 5) -> list[Row]:
     torch.manual_seed(0)
     ours, peer = our_model(), peer_model()
     flops = needed_flops(ours.kinds)
-    cases = [("sample", 1, sampling, 1), ("sample", 8, sampling, 1), ("train", 2, training, 3)]
+    fast = copy.deepcopy(ours)
+    fast.compile_sampling()
+    cases = [
+        ("sample", ours, 1, sampling, 1),
+        ("sample", ours, 8, sampling, 1),
+        ("sample compiled", fast, 1, sampling, 1),
+        ("sample compiled", fast, 8, sampling, 1),
+        ("train", ours, 2, training, 3),
+    ]
     result = []
-    for what, batch, calls, passes in cases:
+    for what, ours, batch, calls, passes in cases:
         for model in (ours, peer):
             model.train(what == "train")
+        if ours is fast:
+            start = time.perf_counter()
+            fast.sample(Cond(), batch=batch, rng=Rng(0, range(batch)))
+            print(f"compiled for batch {batch} in {time.perf_counter() - start:.1f} s, not counted", file=sys.stderr)
         timing = alternate(*calls(ours, peer, batch), pairs=pairs)
         result.append(
             Row(

@@ -7,15 +7,16 @@ from zoo.errors import ConfigError
 from zoo.interfaces import Cond
 from zoo.nn.sampling import draw
 from zoo.rng import Rng
+from zoo_dalle import compiled
 from zoo_dalle.decode import Columns, Decoder, Ring, Scattered, slots
 
 GRIDS = [(4, 4), (5, 3), (3, 7), (1, 6), (6, 1), (13, 13)]
 
 
 @torch.inference_mode()
-def stepped(model, codes, cond, given):
+def stepped(model, codes, cond, given, decoder=Decoder):
     """Return logits [B,N-given,K] of the codes after the given ones, one step at a time."""
-    decoder = Decoder(model, len(codes))
+    decoder = decoder(model, len(codes))
     columns = [decoder.start(codes[:, :given], cond)]
     columns += [decoder.step(codes[:, i], i) for i in range(given, codes.shape[1] - 1)]
     return torch.stack(columns, 1)
@@ -23,7 +24,7 @@ def stepped(model, codes, cond, given):
 
 @pytest.mark.parametrize("reads", ["ids", "label", "nothing"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
-@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "window", "full"])
 def test_cached_steps_equal_full_recomputation(build, inputs, kind, grid, reads):
     model = build(kinds=(kind,) * 3, depth=3, grids=(grid,), reads=reads)
     codes, cond = inputs(model, 2)
@@ -41,7 +42,29 @@ def test_cached_steps_equal_full_recomputation_of_the_whole_pattern_in_double(bu
     assert torch.allclose(stepped(model, codes, cond, 0), full, atol=1e-12)
 
 
-@pytest.mark.parametrize("kind", ["row", "column", "conv"])
+@pytest.mark.parametrize("block", ["pre", "sandwich"])
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "window", "full"])
+def test_steps_of_one_shape_equal_full_recomputation(build, inputs, kind, grid, block, monkeypatch):
+    monkeypatch.setattr(compiled, "_layer_step", compiled.layer_step)  # as they are before they are compiled
+    model = build(kinds=(kind,) * 2, depth=2, grids=(grid,), block=block)
+    codes, cond = inputs(model, 2)
+    full = model.logits(codes, cond)
+    for given in {0, model.length // 2}:
+        mine = stepped(model, codes, cond, given, compiled.CompiledDecoder)
+        assert torch.allclose(mine, full[:, given:], atol=2e-5), given
+
+
+def test_compiled_samples_equal_the_others(build, inputs):
+    model = build(kinds=("row", "column"), depth=2, grids=((3, 4),))
+    _, cond = inputs(model, 2)
+    how = {"batch": 2, "guidance": 1.5}
+    usual = model.sample(cond, **how, rng=Rng(3, range(2)))
+    model.compile_sampling()
+    assert torch.equal(model.sample(cond, **how, rng=Rng(3, range(2))), usual)
+
+
+@pytest.mark.parametrize("kind", ["row", "column", "conv", "window"])
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 def test_a_layer_keeps_no_more_than_its_mask_asks_for(kind, grid):
     prefix, n = 5, grid[0] * grid[1]
