@@ -9,6 +9,7 @@ Letters: R rows, N codes, S slots of a cache, s of them read at a step, D width,
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +82,10 @@ def layer_step(
     return x + (y if len(norms) == 2 else F.layer_norm(y, *norms[3]))
 
 
-_layer_step: Any = torch.compile(layer_step, dynamic=False)
+@cache
+def compiled_step() -> Any:
+    """Return `layer_step` compiled; asking for it loads the compiler, which takes seconds."""
+    return torch.compile(layer_step, dynamic=False)
 
 
 class CompiledDecoder(Decoder):
@@ -98,10 +102,11 @@ class CompiledDecoder(Decoder):
     def step(self, code: Tensor, i: int) -> Tensor:
         """Read code i [R]; return logits [R,K] of code i + 1."""
         x = self.prior.codes.token.weight[code] + self.positions[i]
+        run = compiled_step()
         for layer, (norms, products) in zip(self.layers, self.arguments, strict=True):
             table = self.tables[id(layer.plan)]
             index = None if table.index is None else table.index[i]
-            x = _layer_step(x, norms, products, layer.kv, table.slot[i], index, table.bias[i], layer.approximate)
+            x = run(x, norms, products, layer.kv, table.slot[i], index, table.bias[i], layer.approximate)
         return self.predict(x)
 
 

@@ -1,6 +1,6 @@
-"""What compressed gradients do to a training: a system's prior trained by two machines of two processes, three ways.
+"""What compressed gradients do to a training: a system's prior trained by two machines of two processes, four ways.
 
-The plain mean between the machines, PowerSGD as published, and DALL-E's variant train the same prior on the same
+The plain mean between the machines, PowerSGD as published, begun early and late, and DALL-E's variant train the same prior on the same
 codebook with the same batches. Compared are the loss on validation data, the bytes that a process puts into the
 reduction between machines, with what `zoo plan` says of them, and at the end the weights of the two machines, which
 must be equal to the bit.
@@ -40,6 +40,8 @@ VARIANTS: Mapping[str, str | None] = {
     DENSE: None,
     # Of the card's prior, 128 wide and in two shards: rank 6 of a shard, 10.7 times fewer values.
     "powersgd": "powersgd:rank=12",
+    # The same, begun when most of the loss is gone.
+    "powersgd-late": "powersgd:rank=12,dense_steps=700",
     # The paper's share of the width, 896 / 3968: rank 15 of a shard, 4.3 times fewer.
     "powersgd-dalle": "powersgd-dalle:rank=29",
 }
@@ -61,7 +63,7 @@ class Work:
 
     @property
     def codebook(self) -> Path:
-        """The run whose codebook all three are trained on."""
+        """The run whose codebook all are trained on."""
         return self.folder / "codebook"
 
     def out(self, name: str) -> Path:
@@ -198,7 +200,7 @@ def table(found: Sequence[Found]) -> str:
 
 
 def as_rows(found: Sequence[Found], work: Work) -> list[Row]:
-    """Return the rows of all three trainings."""
+    """Return the rows of all trainings."""
     dense = next(one for one in found if one.name == DENSE)
     sizes = {"steps": work.steps, "batch": work.batch, "processes": DEVICES}
     rows = []

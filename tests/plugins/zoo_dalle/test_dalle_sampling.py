@@ -46,7 +46,7 @@ def test_cached_steps_equal_full_recomputation_of_the_whole_pattern_in_double(bu
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("kind", ["row", "column", "conv", "window", "full"])
 def test_steps_of_one_shape_equal_full_recomputation(build, inputs, kind, grid, block, monkeypatch):
-    monkeypatch.setattr(compiled, "_layer_step", compiled.layer_step)  # as they are before they are compiled
+    monkeypatch.setattr(compiled, "compiled_step", lambda: compiled.layer_step)  # as it is before it is compiled
     model = build(kinds=(kind,) * 2, depth=2, grids=(grid,), block=block)
     codes, cond = inputs(model, 2)
     full = model.logits(codes, cond)
