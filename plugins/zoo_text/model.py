@@ -147,6 +147,8 @@ class BpeTokenizer(nn.Module):
             rows = processor.encode(clean) if clean else []
         room = self.length - self.config.end
         self._warn(rows, room, training=rng is not None)
+        if rng is None:
+            self._warn_unread(texts, rows)
         ids = torch.zeros(len(rows), self.length, dtype=torch.int64)
         mask = torch.zeros(len(rows), self.length, dtype=torch.bool)
         for i, row in enumerate(rows):
@@ -179,6 +181,15 @@ class BpeTokenizer(nn.Module):
         others = f" (and {len(long) - 1} more of {len(rows)} captions)" if len(long) > 1 else ""
         text = f"caption truncated to {room} of {len(long[0])} tokens: '... {lost}' is cut{others}"
         warnings.warn(text, UserWarning, stacklevel=3)
+
+    def _warn_unread(self, texts: Sequence[str], rows: Sequence[list[int]]) -> None:
+        """Say which captions say nothing to a reader of these pieces."""
+        for text, row in zip(texts, rows, strict=True):
+            if not row:
+                warnings.warn("caption is empty: nothing is read of it", UserWarning, stacklevel=3)
+            elif 2 * sum(END < i < RESERVED for i in row) > len(row):
+                said = f"caption '{text[:40]}' is spelled in bytes: the tokenizer was fitted on no such letters"
+                warnings.warn(said, UserWarning, stacklevel=3)
 
     def _ready(self) -> SentencePieceProcessor:
         if not self.ready:

@@ -301,3 +301,18 @@ def test_foreign_bytes_are_refused(shapes):
     with pytest.raises(BadWeights, match="config allows 384"):
         tokenizer.load_state_dict(big.state_dict())
     assert not tokenizer.ready
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("", "caption is empty"), (" \t ", "caption is empty"), ("красный круг", "caption 'красный круг' is spelled in bytes"),
+])  # fmt: skip
+def test_captions_that_say_nothing_are_named(shapes, text, said):
+    with pytest.warns(UserWarning, match=said):
+        shapes.encode([text])
+
+
+def test_known_captions_and_training_are_silent(shapes):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        shapes.encode(["a red circle"])
+        shapes.encode(["", "круг"], Rng(0, [0, 1]))
