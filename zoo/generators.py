@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from zoo.compiling import check_compiler
 from zoo.errors import ConfigError, NotReady, PartMismatch
 from zoo.interfaces import Batch, Cond, Losses
+from zoo.nn.sampling import hearing
+from zoo.ranking import Best
 from zoo.rng import Rng
 from zoo.systems import Autoregressive
 
 CANDIDATE = 1 << 32
 """Row key of candidate j of prompt i is i * CANDIDATE + j: neighbours and chunks change nothing."""
+
+DECODED = 1 << 20
+"""Pixels decoded and scored at a time, a picture at least: a decoder's activations take far more than its picture."""
+
+Progress = Callable[[int, int], None]
+"""Called with (codes drawn, codes in all)."""
 
 
 class System(nn.Module):
@@ -39,6 +50,24 @@ class System(nn.Module):
     def mark_ready(self, role: str) -> None:
         """Say that a part was loaded, imported, fitted or has taken a step."""
         self._ready[role] = True
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next((p.device for p in self.parameters()), torch.device("cpu"))
+
+    def compile_sampling(self) -> None:
+        """Let every part that can compile its sampling step do so when it first draws.
+
+        Raises:
+            PartMismatch, NotInstalled: no part can; there is no C++ compiler.
+        """
+        able = [part for part in self.parts.values() if hasattr(part, "compile_sampling")]
+        if not able:
+            raise PartMismatch(f"no part of '{self.card}' can compile its sampling")
+        check_compiler(self.device.type)
+        for part in able:
+            part.compile_sampling()
 
     @property
     def ready(self) -> dict[str, bool]:
@@ -147,11 +176,6 @@ class AutoregressiveGenerator(System):
             return Cond(label=batch.labels)
         return Cond(ids=batch.ids, mask=batch.mask)
 
-    @property
-    def device(self) -> torch.device:
-        """Where the prior's parameters are."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
-
     @torch.no_grad()
     def generate(
         self,
@@ -167,7 +191,7 @@ class AutoregressiveGenerator(System):
         prefix: Tensor | None = None,
         chunk: int = 128,
         allow_untrained: bool = False,
-        progress: Callable[[int, int], None] | None = None,
+        progress: Progress | None = None,
     ) -> Tensor:
         """Draw pictures.
 
@@ -178,9 +202,10 @@ class AutoregressiveGenerator(System):
             seed: decides everything; candidate j of prompt i depends only on (seed, i, j).
             temperature, top_k, top_p, guidance: None means the system's own (`config.sampling`).
             prefix: codes [prompts,N] to keep, -1 where free.
-            chunk: candidates drawn at a time; changes memory and speed, not the pictures.
+            chunk: candidates drawn at a time; changes memory and speed, not the pictures. Memory does not grow with
+                `rerank`: of every prompt only the codes of the best so far are kept.
             allow_untrained: draw from parts without weights.
-            progress: called with (candidates done, candidates in all).
+            progress: called with (codes drawn, codes in all), at every position of the grid.
 
         Returns:
             Images [prompts*images_per_prompt,3,H,W] in [0, 1], prompt-major.
@@ -191,57 +216,113 @@ class AutoregressiveGenerator(System):
         """
         candidates = rerank if rerank is not None else images_per_prompt
         self._check_counts(images_per_prompt, rerank, chunk)
-        used = [*self.reads("prior"), "prior"]
-        if rerank is not None:
-            used += [*self.reads("reranker"), "reranker"]
         if not allow_untrained:
-            self.need(used)
-        was_training = self.training
-        self.eval()
-        try:
-            settings = self._settings(temperature, top_k, top_p, guidance)
-            cond = self._prompt_cond(list(prompts))
-            texts = [p if isinstance(p, str) else "" for p in prompts]
-            return self._draw(
-                cond, texts, images_per_prompt, candidates, rerank is not None, seed, prefix, chunk, settings, progress
-            )
-        finally:
-            self.train(was_training)
+            self._need(ranked=rerank is not None)
+        settings = self._settings(temperature, top_k, top_p, guidance)
+        best = Best(len(prompts), images_per_prompt)
+        with self._evaluating():
+            drawn = self._drawn(prompts, candidates, seed, 0, prefix, chunk, settings, progress)
+            for prompt, candidate, codes in drawn:
+                best.add(prompt, codes, self._scores(codes, prompts, prompt) if rerank is not None else -candidate)
+            return self._decoded(best.codes())
 
-    def _draw(
+    @torch.no_grad()
+    def best_of(
         self,
-        cond: Cond,
-        texts: list[str],
-        keep: int,
+        prompts: Sequence[Any],
+        counts: Sequence[int],
+        seed: int = 0,
+        *,
+        start: int = 0,
+        chunk: int = 128,
+        progress: Progress | None = None,
+    ) -> dict[int, Tensor]:
+        """Return, for each count k, the picture of every prompt that the reranker likes best of its first k.
+
+        The candidates are drawn once, as many as the largest count; those of `generate` with the same seed.
+
+        Args:
+            prompts: as for `generate`.
+            counts: 1 is a single sample, which needs no reranker.
+            seed: decides everything.
+            start: number of the first prompt, where these are a part of a longer list.
+            chunk: candidates drawn at a time.
+            progress: called with (codes drawn, codes in all).
+
+        Returns:
+            k -> images [prompts,3,H,W] in [0, 1].
+
+        Raises:
+            NotReady, ConfigError: see `generate`.
+        """
+        most = max(counts)
+        ranked = most > 1
+        self._check_counts(min(counts), most if ranked else None, chunk)
+        self._need(ranked)
+        best = {k: Best(len(prompts), 1) for k in counts}
+        with self._evaluating():
+            settings = self._settings(None, None, None, None)
+            for prompt, candidate, codes in self._drawn(prompts, most, seed, start, None, chunk, settings, progress):
+                scores = self._scores(codes, prompts, prompt) if ranked else -candidate
+                for k, kept in best.items():
+                    among = candidate < k
+                    if among.any():
+                        kept.add(prompt[among], codes[among.to(codes.device)], scores[among.to(scores.device)])
+            return {k: self._decoded(kept.codes()) for k, kept in best.items()}
+
+    def _drawn(
+        self,
+        prompts: Sequence[Any],
         candidates: int,
-        ranked: bool,
         seed: int,
+        start: int,
         prefix: Tensor | None,
         chunk: int,
         settings: dict[str, Any],
-        progress: Callable[[int, int], None] | None,
-    ) -> Tensor:
-        total = len(texts) * candidates
-        codes, scores = [], []
-        for start in range(0, total, chunk):
-            rows = torch.arange(start, min(start + chunk, total))
+        progress: Progress | None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield (prompt [B], candidate [B], codes [B,N]) of at most `chunk` candidates, prompt-major."""
+        cond = self._prompt_cond(list(prompts))
+        total, length = len(prompts) * candidates, sum(h * w for h, w in self.grids)
+        for first in range(0, total, chunk):
+            rows = torch.arange(first, min(first + chunk, total))
             prompt, candidate = rows // candidates, rows % candidates
             at = prompt.to(self.device)
-            rng = Rng(seed, prompt * CANDIDATE + candidate)
+            rng = Rng(seed, (start + prompt) * CANDIDATE + candidate)
             given = None if prefix is None else prefix.to(self.device)[at]
-            drawn = self.prior.sample(cond[at], batch=len(rows), rng=rng, prefix=given, **settings)
-            codes.append(drawn)
-            if ranked:
-                images = self.codebook.decode(drawn, self.grids)
-                scores.append(self.reranker.score(images, [texts[int(i)] for i in prompt]))
-            if progress is not None:
-                progress(min(start + chunk, total), total)
-        every = torch.cat(codes).view(len(texts), candidates, -1)
-        if ranked:
-            best = torch.cat(scores).view(len(texts), candidates).argsort(dim=1, descending=True, stable=True)[:, :keep]
-            every = every.gather(1, best[..., None].expand(-1, -1, every.shape[-1]))
-        flat = every.flatten(0, 1)
-        return torch.cat([self.codebook.decode(part, self.grids) for part in flat.split(chunk)])
+            with _told(progress, first * length, len(rows) * length, total * length):
+                codes = self.prior.sample(cond[at], batch=len(rows), rng=rng, prefix=given, **settings)
+            yield prompt, candidate, codes
+
+    def _decoded(self, codes: Tensor) -> Tensor:
+        """Return the images [B,3,H,W] of codes [B,N]."""
+        return torch.cat([self.codebook.decode(some, self.grids) for some in codes.split(self._at_a_time)])
+
+    def _scores(self, codes: Tensor, prompts: Sequence[Any], prompt: Tensor) -> Tensor:
+        """Return the reranker's scores [B] of codes [B,N] for prompts number `prompt` [B]; no picture is kept."""
+        texts = [p if isinstance(p, str) else "" for p in (prompts[int(i)] for i in prompt)]
+        scores = []
+        for first in range(0, len(codes), self._at_a_time):
+            rows = slice(first, first + self._at_a_time)
+            scores.append(self.reranker.score(self.codebook.decode(codes[rows], self.grids), texts[rows]))
+        return torch.cat(scores)
+
+    @property
+    def _at_a_time(self) -> int:
+        return max(1, DECODED // self.config.image_size**2)
+
+    def _need(self, ranked: bool) -> None:
+        used = [*self.reads("prior"), "prior"]
+        self.need([*used, *self.reads("reranker"), "reranker"] if ranked else used)
+
+    @contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            yield
+        finally:
+            self.train(was_training)
 
     def _check_counts(self, keep: int, rerank: int | None, chunk: int) -> None:
         if keep < 1 or chunk < 1:
@@ -279,7 +360,11 @@ class AutoregressiveGenerator(System):
         wrong = [p for p in given if not isinstance(p, str)]
         if wrong:
             raise ConfigError(f"'{self.card}' reads captions; {wrong[0]!r} is not a string")
-        ids, mask = self.tokenizer.encode(["" if p is None else p for p in prompts])
+        dropped = given[0] if given else ""  # any caption will do
+        with warnings.catch_warnings():
+            if not given:
+                warnings.simplefilter("ignore")  # that it is empty is meant
+            ids, mask = self.tokenizer.encode([dropped if p is None else p for p in prompts])
         return Cond(ids=ids.to(self.device), mask=mask.to(self.device), drop=drop)
 
     def _labels(self, prompts: list[Any]) -> Tensor:
@@ -288,3 +373,28 @@ class AutoregressiveGenerator(System):
             if p is not None and (isinstance(p, bool) or not isinstance(p, int) or not 0 <= p < classes):
                 raise ConfigError(f"'{self.card}' reads labels 0 to {classes - 1}; {p!r} is not one")
         return torch.tensor([0 if p is None else p for p in prompts], device=self.device)
+
+
+@contextmanager
+def _told(progress: Progress | None, before: int, now: int, total: int) -> Iterator[None]:
+    """Tell `progress` of every code drawn in the block, and at its end of those that were given or not heard.
+
+    Args:
+        before: codes drawn before the block.
+        now: codes that the block draws at most.
+        total: codes in all.
+    """
+    if progress is None:
+        yield
+        return
+    done = 0
+
+    def heard(codes: int) -> None:
+        nonlocal done
+        done = min(done + codes, now)
+        progress(before + done, total)
+
+    with hearing(heard):
+        yield
+    if done < now:
+        progress(before + now, total)

@@ -22,8 +22,8 @@ from zoo.construct import construct
 from zoo.errors import BadRun, BadWeights
 from zoo.files import atomic_bytes, atomic_write
 from zoo.layouts import Part, dropped, find, part_of, read
-from zoo.resolution import is_run, resolve_tree
-from zoo.runs import RunFolder
+from zoo.resolution import Node, is_run, resolve_tree
+from zoo.runs import RunFolder, full_role
 from zoo.weights import Lazy, load_into, public_files, read_metadata, read_public, sha256
 
 
@@ -60,7 +60,7 @@ def import_public(
     node, config = resolve_tree(str(out.resolve()) if begun and name in catalogue() else name, overrides)
     outline = construct(node, config, device="meta")
     target = part_of(node, config, outline, part)
-    _check_place(target, begun, node.source if target.alone else _source(node, target.role))
+    _check_place(target, out, begun, node.source if target.alone else _source(node, target.role))
     files = [file for file, _ in public_files(path)]
     state = read_public(path)
     chosen = find(target, state, path, layout)
@@ -81,7 +81,7 @@ def import_public(
             raise BadWeights(f"{path}: '{target.role}' was not fitted when this was written")
     sources = [{"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size} for file in files]
     tensors = _converted(target, mapped, progress)
-    with _whole(out) as place:
+    with _whole(out, node, target.role) as place:
         data = begun.data["data"] if begun else getattr(config, "data", None) or "shapes"
         seed = begun.data["seed"] if begun else 0
         run = RunFolder.create(place, node, config, seed=seed, data=data)
@@ -123,8 +123,10 @@ def _source(node: Any, role: str) -> Path | None:
     return node.source
 
 
-def _check_place(target: Part, begun: RunFolder | None, source: Path | None) -> None:
+def _check_place(target: Part, out: Path, begun: RunFolder | None, source: Path | None) -> None:
     """Refuse to write over weights, and under what was trained on others."""
+    if source is not None and source.resolve() != out.resolve():
+        raise BadRun(f"'{source}' has weights for '{target.role}' already; give the name of its card, {target.card}")
     if source is not None:
         file = RunFolder(source).part_path(target.role)
         raise BadRun(f"{file} has the weights of '{target.role}' already; choose another --out, or delete it")
@@ -177,19 +179,28 @@ def _converted(target: Part, mapped: dict[str, Tensor], progress: Callable[[int,
 
 
 @contextmanager
-def _whole(out: Path) -> Iterator[Path]:
-    """Yield where to write the run: when the block fails, `out` is as it was."""
+def _whole(out: Path, node: Node, role: str) -> Iterator[Path]:
+    """Yield where to write the run: when the block fails, `out` is as it was.
+
+    Args:
+        out: the run folder.
+        node: its parts, of which those of other runs are copied in.
+        role: the part that is written.
+    """
     if not (out / "run.toml").is_file():
-        with atomic_write(out) as place:
+        with atomic_write(out.absolute()) as place:  # "." has no name to write beside
             yield place
         return
-    before, text = set(out.glob("*.safetensors")), (out / "run.toml").read_bytes()
+    copied = [full_role(node, x) for x, part in node.walk() if part.source and part.source.resolve() != out.resolve()]
+    files = [file for x in (role, *copied) if not (file := out / f"{x}.safetensors").exists()]
+    before = (out / "run.toml").read_bytes()
     try:
         yield out
     except BaseException:
-        for path in set(out.glob("*.safetensors")) - before:
-            path.unlink()
-        atomic_bytes(out / "run.toml", text)
+        # Only what this call may have written: somebody else may be at work in the same run.
+        for path in files:
+            path.unlink(missing_ok=True)
+        atomic_bytes(out / "run.toml", before)
         raise
 
 

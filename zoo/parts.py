@@ -11,6 +11,10 @@ from attrs import validators as v
 
 _positive_or_none: Any = v.optional(v.gt(0.0))  # Any: attrs' types take the default's type for the field's
 
+SMALLEST_EPS_16_BIT = 1e-9
+"""Smallest `Recipe.eps` beside 16-bit moments: a variance that is lost altogether has a root of at most 4e-11, and to
+leave it out makes the step at most 4 % longer."""
+
 Grid = tuple[int, int]
 """(rows, columns) of a code grid."""
 
@@ -76,6 +80,12 @@ class Recipe:
     """Decay rates of Adam's first and second moment."""
     eps: float = attrs.field(default=1e-8, validator=v.gt(0))
     """Added to the root of the second moment."""
+    moments: Literal["fp32", "16-bit"] = attrs.field(default="fp32")
+    """What Adam's moments are kept in. "16-bit": of the matrices in residual blocks, the first as 1-6-9 and the second,
+    clipped to 5, as 0-6-10 (sign-exponent-significand); of the rest fp32. Source: arXiv:2102.12092, appendix D."""
+    moments_kernel: Literal["plain", "compiled"] = attrs.field(default="plain")
+    """How 16-bit moments are updated: by torch's kernels, or by one that torch.compile makes, which takes about as
+    long as with fp32 moments instead of several times, and needs a C++ compiler, on a GPU Triton."""
     weight_decay: float = attrs.field(default=0.0, validator=v.ge(0))
     """On matrices only (parameters of two dimensions or more), unless the part says otherwise."""
     warmup: int = attrs.field(default=0, validator=v.ge(0))
@@ -90,6 +100,9 @@ class Recipe:
     """Decay of the averaged weights that are saved and sampled from; None: no average."""
     ema_every: int = attrs.field(default=1, validator=v.ge(1))
     """Updates between two steps of the average."""
+    ema_device: Literal["same", "cpu"] = "same"
+    """Where the average is kept: "same" where the weights are, "cpu" in the host's memory, as in arXiv:2102.12092,
+    appendix D, to which they are copied every `ema_every` updates."""
     batch: int = attrs.field(default=64, validator=v.ge(1))
     """Samples of the whole (global) batch."""
     accumulate: int = attrs.field(default=1, validator=v.ge(1))
@@ -98,3 +111,16 @@ class Recipe:
     """Updates."""
     transform: str = "fit"
     """Which crop law turns a picture into the part's input: see `zoo.data.transforms`."""
+
+    @moments_kernel.validator
+    def _has_moments(self, attribute: Any, value: str) -> None:
+        if value == "compiled" and self.moments != "16-bit":
+            raise ValueError("'moments_kernel' = 'compiled' is of 16-bit moments: set moments=16-bit too")
+
+    @moments.validator
+    def _hides_what_16_bits_lose(self, attribute: Any, value: str) -> None:
+        if value == "16-bit" and self.eps < SMALLEST_EPS_16_BIT:
+            raise ValueError(
+                "'moments' = '16-bit' loses variances under 2^-68, which only an 'eps' of "
+                f"{SMALLEST_EPS_16_BIT:g} or more hides, got {self.eps:g}; take a larger eps, or moments=fp32"
+            )

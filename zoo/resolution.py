@@ -71,6 +71,7 @@ def resolve_tree(
     overrides: Overrides = (),
     *,
     parts: Mapping[str, Any] | None = None,
+    nodes: Mapping[str, Node] | None = None,
     classes: int | None = None,
 ) -> tuple[Node, Any]:
     """Return the tree of parts and the bound config of a card or run folder.
@@ -79,6 +80,7 @@ def resolve_tree(
         name: a card, an alias, or the path of a run folder.
         overrides: "field=value" strings, or a mapping from dotted field to value.
         parts: objects to put in the place of parts, by role.
+        nodes: trees to put in the place of parts, by role; overrides that replace or set come after.
         classes: number of labels of the data, for a system that leaves it open.
 
     Raises:
@@ -87,6 +89,9 @@ def resolve_tree(
         PartMismatch: a field set by hand disagrees with the part that decides it.
     """
     root = node_of(name)
+    for role, tree in (nodes or {}).items():
+        holder, field = _descend(root, tuple(role.split(".")))
+        holder.children[field] = tree
     for role, part in (parts or {}).items():
         _put(root, role, part)
     _apply(root, overrides)

@@ -50,11 +50,14 @@ class RunFolder:
             raise BadRun(f"{file} has format {self.data.get('format')!r}; this zoo reads {FORMAT}")
 
     @classmethod
-    def create(cls, path: str | Path, node: Node, config: Any, *, seed: int, data: str) -> RunFolder:
+    def create(
+        cls, path: str | Path, node: Node, config: Any, *, seed: int, data: str, init: Mapping[str, Any] | None = None
+    ) -> RunFolder:  # fmt: skip
         """Make the folder, or take up one that exists.
 
         The weights of parts that come from other runs are copied in. In an existing folder the config may change only
-        in parts that are not trained yet.
+        in parts that are not trained yet. `init` says which weights training starts from; what an existing folder says
+        of it stays where it is None.
 
         Raises:
             BadRun: the card, the seed, or a trained part's config would change.
@@ -71,7 +74,11 @@ class RunFolder:
             "config": without_none(dump(config, node)),
         }
         if (path / "run.toml").exists():
-            cls(path)._check_change(new, node)
+            begun = cls(path)
+            begun._check_change(new, node)
+            init = begun.data.get("init") if init is None else init
+        if init is not None:
+            new["init"] = dict(init)
         for role, part in node.walk():
             if part.source is not None and part.source.resolve() != path.resolve():
                 _copy_part(part, path / f"{full_role(node, role)}.safetensors")

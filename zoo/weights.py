@@ -348,7 +348,7 @@ def _shards(index: Path) -> list[Path]:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise BadWeights(f"{index}: not an index of weight files ({_line(error)})") from error
     for shard in shards:
-        if Path(shard).name != shard:
+        if not isinstance(shard, str) or Path(shard).name != shard:
             raise BadWeights(f"{index}: names a file outside its folder: '{shard}'")
     return [index.parent / shard for shard in shards]
 

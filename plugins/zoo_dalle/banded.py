@@ -20,6 +20,7 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -84,7 +85,12 @@ class Band:
 
 def banded(qkv: Tensor, band: Band) -> Tensor:
     """Return [B,P+n,H*E] for queries, keys and values [B,P+n,3,H,E] on a CPU; the text sees earlier text only."""
-    made: Tensor = _Banded.apply(qkv, band.leading(qkv.shape[1] - band.prefix))
+    codes = qkv.shape[1] - band.prefix
+    if codes < 1:  # the kernel divides by their number
+        raise ValueError("attention in blocks is of one code or more")
+    # The kernel takes what is in one piece along a head's width, and looks at no stride.
+    qkv = qkv if qkv.stride(-1) == 1 else qkv.contiguous()
+    made: Tensor = _Banded.apply(qkv, band.leading(codes))
     return made.flatten(2)
 
 
@@ -103,6 +109,7 @@ class _Banded(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         qkv, out, sums, bias = ctx.saved_tensors
         into = torch.empty_like(qkv)

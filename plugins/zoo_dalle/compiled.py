@@ -85,6 +85,10 @@ def layer_step(
 @cache
 def compiled_step() -> Any:
     """Return `layer_step` compiled; asking for it loads the compiler, which takes seconds."""
+    from torch._dynamo import config
+
+    # Kinds of layers times numbers of rows; beyond its limit, 8, the compiler gives up and is slower than none.
+    config.recompile_limit = max(config.recompile_limit, 64)
     return torch.compile(layer_step, dynamic=False)
 
 

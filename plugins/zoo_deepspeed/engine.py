@@ -113,7 +113,9 @@ class DeepSpeedEngine:
             loss_scale=self._loss_scale,
         )  # fmt: skip
         self._buffers = Buffers(stage)
-        self._ema = Ema(self._local(), recipe.ema, recipe.ema_every) if recipe.ema is not None else None
+        self._ema = (
+            Ema(self._local(), recipe.ema, recipe.ema_every, recipe.ema_device) if recipe.ema is not None else None
+        )
         self._begin()
 
     def _initialize(self, stage: Stage, recipe: Recipe) -> Any:
@@ -241,7 +243,7 @@ class DeepSpeedEngine:
 
             with unsharded(self._ds):
                 for name, p in self._weights.items() if self._ema is not None else ():
-                    p.data = self._kept(name).view(p.ds_shape)
+                    p.data = self._kept(name).view(p.ds_shape).to(self.device)  # the average may be on the CPU
                 yield
         elif self._ema is None:
             yield
@@ -321,8 +323,8 @@ class DeepSpeedEngine:
                 self._ending.reducer.load_state_dict(state)
         if self._ds is not None:
             parts.publish()
-        if self._ending.scales is not None:
+        if self._ending.scales is not None and "scales" in said:  # weights to begin with have none
             self._ending.scales.load_state_dict(said["scales"])
-        if self._loss_scale is not None:
+        if self._loss_scale is not None and "loss_scale" in said:
             self._loss_scale.load_state_dict(said["loss_scale"])
         self._begin()

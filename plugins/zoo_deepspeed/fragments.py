@@ -5,7 +5,7 @@ end to end and cut into equal parts), `Split` (stage 3: every parameter is cut i
 
 What of DeepSpeed is read and written is here and nowhere else. Public: the `safe_*_local_*` functions (stage 3).
 Not promised, and the reason for the pinned version: `param._hp_mapping`, `single_partition_of_fp32_groups`,
-`fp32_partitioned_groups_flat`, `update_lp_params`, `norm_for_param_grads`, `ds_tensor`.
+`fp32_partitioned_groups_flat`, `sub_group_to_group_id`, `update_lp_params`, `norm_for_param_grads`, `ds_tensor`.
 
 [1] DeepSpeed 0.19.8, deepspeed/utils/tensor_fragment.py, deepspeed/runtime/zero/stage_1_and_2.py, stage3.py
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from zoo.train.shards import MOMENTS
+from zoo.train import adam16
 
 Span = tuple[int, int]
 """First value and one past the last, in the flattened parameter."""
@@ -79,10 +79,11 @@ def gather(values: Tensor, span: Span, shape: tuple[int, ...], group: Any, devic
     return flat.view(shape)
 
 
-def _moments_of(optimizer: torch.optim.Optimizer, flats: Iterable[Tensor], updates: int) -> None:
-    for flat in flats:
-        state: dict[str, Tensor] = {kind: torch.zeros_like(flat.data) for kind in MOMENTS}
-        optimizer.state[flat] = {"step": torch.tensor(float(updates), device=flat.device), **state}
+def _moments_of(optimizer: torch.optim.Optimizer, flats: Iterable[tuple[Tensor, int]], updates: int) -> None:
+    """Give (weights, number of their group) moments of zero."""
+    for flat, group in flats:
+        packed = optimizer.param_groups[group].get("packed", False)
+        optimizer.state[flat] = adam16.fresh(flat, packed=packed, updates=updates)
 
 
 def _clear(flats: Iterable[Tensor]) -> None:
@@ -124,7 +125,9 @@ class Whole:
         pass
 
     def make_moments(self, updates: int) -> None:
-        _moments_of(self.engine.optimizer, (p for p in self.weights.values() if p.requires_grad), updates)
+        optimizer = self.engine.optimizer
+        flats = ((p, i) for i, group in enumerate(optimizer.param_groups) for p in group["params"])
+        _moments_of(optimizer, flats, updates)
 
     def publish(self) -> None:
         pass
@@ -184,7 +187,8 @@ class Flat:
         pass
 
     def make_moments(self, updates: int) -> None:
-        _moments_of(self.zero.optimizer, self.zero.single_partition_of_fp32_groups, updates)
+        flats = ((flat, i) for i, flat in enumerate(self.zero.single_partition_of_fp32_groups))
+        _moments_of(self.zero.optimizer, flats, updates)
 
     def publish(self) -> None:
         self.zero.update_lp_params()
@@ -238,7 +242,7 @@ class Split:
 
     def put(self, name: str, kind: str, values: Tensor) -> None:
         p = self.weights[name]
-        padded = torch.zeros_like(p.ds_tensor)
+        padded = torch.zeros_like(p.ds_tensor, dtype=values.dtype)
         padded[: len(values)] = values
         if not p.requires_grad:
             p.ds_tensor.data.copy_(padded)
@@ -258,7 +262,9 @@ class Split:
                 self.api.safe_set_local_grad(self.weights[name], values)
 
     def make_moments(self, updates: int) -> None:
-        _moments_of(self.zero.optimizer, self.zero.fp32_partitioned_groups_flat, updates)
+        flats = enumerate(self.zero.fp32_partitioned_groups_flat)
+        groups = self.zero.sub_group_to_group_id
+        _moments_of(self.zero.optimizer, ((flat, groups[i]) for i, flat in flats), updates)
 
     def publish(self) -> None:
         self.engine.empty_partition_cache()  # what was gathered before is stale

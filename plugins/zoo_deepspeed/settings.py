@@ -222,6 +222,7 @@ def compose(
     zero = {k: x for k, x in own.data.get("zero_optimization", {}).items() if x != "auto"}
     return {
         "zero_force_ds_cpu_optimizer": False,  # with offload: the recipe's own optimiser runs on the CPU
+        "zero_allow_untested_optimizer": True,  # Adam with moments of 16 bits is a class of the zoo's
         **left,
         **numbers,
         "train_batch_size": batch // copies,

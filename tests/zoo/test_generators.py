@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import zoo
-from zoo.errors import ConfigError, NotReady, PartMismatch
+from zoo.errors import ConfigError, NotInstalled, NotReady, PartMismatch
 from zoo.interfaces import Batch, Cond
 from zoo.nn.sampling import check_guidance
 from zoo.parts import Facts, Grid
@@ -232,8 +232,21 @@ def test_progress_is_told_and_training_mode_kept() -> None:
     g = system().train()
     told: list[tuple[int, int]] = []
     g.generate([None] * 3, 2, chunk=4, progress=lambda done, total: told.append((done, total)))
-    assert told == [(4, 6), (6, 6)]
+    assert told == [(4 * CELLS, 6 * CELLS), (6 * CELLS, 6 * CELLS)]
     assert g.training
+
+
+def test_compiling_asks_the_parts_that_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    g = system()
+    with pytest.raises(PartMismatch, match="no part of 'dalle-tiny' can compile its sampling"):
+        g.compile_sampling()
+    asked: list[bool] = []
+    monkeypatch.setattr(Echo, "compile_sampling", lambda self: asked.append(True), raising=False)
+    g.compile_sampling()
+    assert asked == [True]
+    monkeypatch.setenv("CXX", "no-such-compiler -O2")
+    with pytest.raises(NotInstalled, match="no 'no-such-compiler': install it, or set CXX"):
+        g.compile_sampling()
 
 
 def test_stages_name_what_they_train() -> None:

@@ -292,6 +292,33 @@ def test_a_full_disk_leaves_the_run_as_it_was(begun, dvae, clip, tmp_path, capsy
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
+def test_a_failed_import_leaves_what_others_wrote_meanwhile(dvae, clip, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "x"
+    run(capsys, "import", "dalle-tiny", "--out", out, "--part", "reranker", clip[1], *sets(IN_SYSTEM))
+
+    def full(*arguments, **more):
+        (out / "prior.safetensors").write_bytes(b"another's")
+        raise OSError(28, "No space left on device", str(out))
+
+    monkeypatch.setattr(runs, "stream_tensors", full)
+    fails(capsys, "import", "dalle-tiny", "--out", out, "--part", "codebook", dvae[1], code=1)
+    assert (out / "prior.safetensors").read_bytes() == b"another's"
+    assert not (out / "codebook.safetensors").exists()
+
+
+def test_the_folder_one_is_in_may_become_the_run(clip, tmp_path, capsys, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    run(capsys, "import", "clip-tiny", clip[1], "--out", ".")
+    assert (tmp_path / "here" / "run.toml").is_file()
+
+
+def test_a_run_that_has_the_part_is_no_place_to_import_another_from(clip, tmp_path, capsys):
+    run(capsys, "import", "clip-tiny", clip[1], "--out", tmp_path / "x")
+    line = fails(capsys, "import", tmp_path / "x", clip[1], "--out", tmp_path / "y")
+    assert "has weights for 'reranker' already; give the name of its card, clip-tiny" in line
+
+
 def test_info_lists_the_layouts(capsys):
     assert json.loads(run(capsys, "info", "clip-tiny", "--json"))["layouts"] == {"reranker": ["huggingface", "openai"]}
     assert "layouts     huggingface, openai (reranker)" in run(capsys, "info", "clip-tiny")

@@ -274,6 +274,9 @@ def test_sharded_folders(tmp_path):
     index.write_text(json.dumps({"weight_map": {"a": "../m-1.safetensors"}}))
     with pytest.raises(BadWeights, match="outside its folder"):
         weights.read_public(tmp_path)
+    index.write_text(json.dumps({"weight_map": {"a": 5}}))
+    with pytest.raises(BadWeights, match="outside its folder: '5'"):
+        weights.read_public(tmp_path)
     index.write_text("[]")
     with pytest.raises(BadWeights, match="not an index"):
         weights.read_public(tmp_path)

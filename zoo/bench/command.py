@@ -17,6 +17,7 @@ BENCHES = {
     "candidates": "zoo.bench.candidates",
     "dalle": "zoo.bench.dalle",
     "memory": "zoo.bench.memory",
+    "moments": "zoo.bench.moments",
     "powersgd": "zoo.bench.powersgd",
     "powersgd-run": "zoo.bench.powersgd_run",
     "resblock": "zoo.bench.resblock",
@@ -37,6 +38,8 @@ def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
 
     Ours and the peer run in turn in one process; figures are medians, and the ratio is taken pair by pair. Use a
     machine with nothing else running. (resblock compares what trainings end at.)
+
+    moments: Adam's in 16 bits beside fp32 ones, in bytes, time and the loss of a training.
 
     candidates: what a process needs to draw 512 pictures of a caption, beside 64.
 

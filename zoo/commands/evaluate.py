@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import click
@@ -23,22 +24,41 @@ def numbers(text: str, what: str) -> tuple[int, ...]:
     return found
 
 
+def radii(text: str) -> tuple[float, ...]:
+    """Return "0,1,2.5" as (0.0, 1.0, 2.5)."""
+    try:
+        found = tuple(dict.fromkeys(float(item) for item in text.split(",")))
+    except ValueError:
+        raise ConfigError(f"--blur: expected radii in pixels such as 0,1,2,4,8, got '{text}'") from None
+    if not all(0 <= radius < math.inf for radius in found):
+        raise ConfigError(f"--blur: radii are 0 or more, got '{text}'")
+    return found
+
+
 @click.command()
 @click.argument("run", metavar="RUN")
 @click.option("--data", help="Dataset; what the run was trained on if not given.")
-@click.option("--split", "splits", default="validation,heldout", show_default=True, help="Splits, by comma.")
+@click.option("--split", "splits", help="Splits, by comma. Default: validation, and heldout where the data has it.")
 @click.option("--captions", type=click.IntRange(1), default=256, show_default=True, help="Captions a split.")
 @click.option("--candidates", default="1,8", show_default=True, help="Candidates the reranker chooses among.")
+@click.option("--blur", help="Radii in pixels, such as 0,1,2,4,8: compare generated and real pictures blurred alike.")
+@click.option("--distances", default="pixels,reranker", show_default=True, help="Features of distances; inception too.")
+@click.option("--chunk", type=click.IntRange(1), default=128, show_default=True, help="Candidates drawn at a time.")
 @click.option("--pictures", type=click.IntRange(1), default=2048, show_default=True, help="For the codebook.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def evaluate(
-    run: str, data: str | None, splits: str, captions: int, candidates: str, pictures: int, seed: int, as_json: bool
-) -> None:
-    """Judge the run folder RUN; writes evaluation.json and captioned grids into it.
+    run: str, data: str | None, splits: str | None, captions: int, candidates: str, blur: str | None, distances: str,
+    chunk: int, pictures: int, seed: int, as_json: bool,
+) -> None:  # fmt: skip
+    """Judge the run folder RUN; writes evaluation.json, captioned grids and curves into it.
 
-    A codebook is judged on reconstructions and usage, a prior on likelihood, and a whole system on whether pictures
-    obey their captions where the data allows such a check (shapes).
+    \b
+    zoo evaluate runs/dalle --candidates 1,8,32,128 --blur 0,1,2,4,8
+
+    A codebook is judged on reconstructions and usage, a prior on likelihood, and a whole system on how far its pictures
+    are from real ones and, where the data allows such a check (shapes), on whether they obey their captions. Several
+    --candidates make a curve over the number that the reranker chooses among, several radii one over blur.
     """
     from zoo.evaluate.report import evaluate_run, lines, write
     from zoo.front import bar
@@ -50,9 +70,12 @@ def evaluate(
     report = evaluate_run(
         load_system(run),
         data or folder.data["data"],
-        splits=splits.split(","),
+        splits=splits.split(",") if splits else None,
         captions=captions,
         candidates=numbers(candidates, "--candidates"),
+        blur=radii(blur) if blur else (),
+        distances=distances.split(",") if distances else (),
+        chunk=chunk,
         pictures=pictures,
         seed=seed,
         bar=bar,

@@ -6,11 +6,10 @@ Captions and seeds are fixed before training: the first rows of a split, and see
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from zoo.evaluate.judge import Judge
 from zoo.interfaces import Batch, Dataset
@@ -20,11 +19,11 @@ CHUNK = 128
 """Pictures read at a time."""
 
 
-def batches(dataset: Dataset, count: int) -> Iterator[tuple[range, Batch]]:
-    """Yield (rows, batch) of the first `count` rows of a dataset."""
-    count = min(count, len(dataset))
-    for start in range(0, count, CHUNK):
-        rows = range(start, min(start + CHUNK, count))
+def batches(dataset: Dataset, count: int, chunk: int = CHUNK, start: int = 0) -> Iterator[tuple[range, Batch]]:
+    """Yield (rows, batch) of `count` rows of a dataset from `start`, `chunk` at a time, or of those that it has."""
+    stop = min(start + count, len(dataset))
+    for at in range(start, stop, chunk):
+        rows = range(at, min(at + chunk, stop))
         yield rows, dataset.read(rows)
 
 
@@ -59,33 +58,17 @@ def codebook_figures(codebook: Any, dataset: Dataset, count: int, judge: Judge |
 
 
 @torch.no_grad()
-def loss_figures(generator: Any, part: str, dataset: Dataset, count: int, seed: int = 0) -> dict[str, float]:
+def loss_figures(
+    generator: Any, part: str, dataset: Dataset, count: int, seed: int = 0, chunk: int = CHUNK
+) -> dict[str, float]:  # fmt: skip
     """Return the stage's losses on the first `count` rows, means over samples, without training noise."""
     totals: dict[str, float] = {}
     seen = 0
     generator.eval()
-    for rows, batch in batches(dataset, count):
+    for rows, batch in batches(dataset, count, chunk):
         filled = generator.encode(part, batch)
         losses = generator.loss(part, filled, step=0, rng=Rng(seed, rows))
         for name, value in losses.items():
             totals[name] = totals.get(name, 0.0) + float(value) * len(rows)
         seen += len(rows)
     return {name: value / seen for name, value in totals.items()}
-
-
-def caption_figures(
-    generator: Any,
-    captions: Sequence[str],
-    judge: Judge,
-    *,
-    candidates: int = 1,
-    seed: int = 0,
-    progress: Callable[[int, int], None] | None = None,
-) -> tuple[float, Tensor]:
-    """Return the share of captions whose picture obeys, and the pictures [captions,3,H,W].
-
-    With `candidates` > 1 the picture is the reranker's best of so many; the judge never chooses.
-    """
-    rerank = candidates if candidates > 1 else None
-    images = generator.generate(list(captions), rerank=rerank, seed=seed, progress=progress)
-    return float(judge(images, captions).mean()), images

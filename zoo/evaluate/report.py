@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from zoo.evaluate.figures import caption_figures, codebook_figures, loss_figures
+from zoo.errors import BadData
+from zoo.evaluate import plots
+from zoo.evaluate.features import USUAL, features_of
+from zoo.evaluate.figures import codebook_figures, loss_figures
 from zoo.evaluate.judge import judge_of
+from zoo.evaluate.pictures import Ask, Seen, look, prompts_of
 from zoo.files import atomic_text
+from zoo.interfaces import Dataset
 from zoo.registry import open_dataset
 
 Report = dict[str, Any]
@@ -20,11 +25,14 @@ def evaluate_run(
     generator: Any,
     data: str,
     *,
-    splits: Sequence[str] = ("validation", "heldout"),
+    splits: Sequence[str] | None = None,
     captions: int = 256,
     candidates: Sequence[int] = (1, 8),
+    blur: Sequence[float] = (),
+    distances: Sequence[str] = USUAL,
     pictures: int = 2048,
     seed: int = 0,
+    chunk: int = 128,
     bar: Callable[[int, str, str], Any],
     grid: Path | None = None,
 ) -> Report:
@@ -32,37 +40,98 @@ def evaluate_run(
 
     Args:
         generator: a whole system, or a system of one part.
-        data: dataset uri; `captions` rows of each of `splits` are asked for, with 1 and more `candidates`.
+        data: dataset uri; `captions` rows of each of `splits` are asked for.
+        splits: None: validation, and heldout where the data has it.
         captions: captions a split.
-        candidates: how many candidates the reranker chooses among; 1 is a single sample.
-        pictures: validation pictures the codebook is judged on.
+        candidates: how many candidates the reranker chooses among; 1 is a single sample. They are drawn once.
+        blur: radii in pixels with which real and generated pictures are blurred before they are compared.
+        distances: features in which pictures are compared; see `zoo.evaluate.features`.
+        pictures: validation pictures the codebook is judged on, and real pictures distances are taken to, at most.
         seed: seed of every sample.
+        chunk: candidates drawn at a time.
         bar: makes a progress bar of (total, what, unit).
-        grid: where the reranked pictures of each split are drawn, with the split's name added; None: nowhere.
+        grid: where the reranked pictures of each split are drawn, with the split's name added, and beside them
+            "<stem>-candidates" and "<stem>-blur", the curves; None: nowhere.
     """
-    judge, ready = judge_of(data), generator.ready
+    ready = generator.ready
     report: Report = {"data": data, "seed": seed}
-    validation = open_dataset(data, split="validation", size=image_size(generator))
+    size = image_size(generator)
+    validation = open_dataset(data, split="validation", size=size)
     if ready.get("codebook"):
-        report["codebook"] = codebook_figures(generator.parts["codebook"], validation, pictures, judge)
+        found = codebook_figures(generator.parts["codebook"], validation, pictures, judge_of(data))
+        report["codebook"] = found
     for part in generator.stages:
         if part != "codebook" and ready[part] and all(ready[r] for r in generator.reads(part)):
             report[part] = loss_figures(generator, part, validation, min(pictures, 512), seed)
-    if judge is None or not ready.get("prior"):
+    if not hasattr(generator, "best_of") or not all(ready[r] for r in (*generator.reads("prior"), "prior")):
         return report
-    usable = [k for k in candidates if k == 1 or ready.get("reranker")]
-    report["accuracy"] = {"captions": captions}
-    for split in splits:
-        source = open_dataset(data, split=split, size=image_size(generator))
-        asked = source.read(range(min(captions, len(source)))).texts or ()
-        for k in usable:
-            with bar(len(asked) * k, f"{split}, best of {k}", "img") as progress:
-                advance = partial(_advance, progress)
-                share, images = caption_figures(generator, asked, judge, candidates=k, seed=seed, progress=advance)
-            report["accuracy"].setdefault(split, {})[f"best_of_{k}"] = share
-        if grid is not None and asked:
-            _draw(grid.with_name(f"{grid.stem}-{split}{grid.suffix}"), images, asked, judge)
+    reads = generator.reads_what
+    ask = Ask(
+        captions=captions,
+        counts=tuple(sorted({k for k in candidates if k == 1 or (ready.get("reranker") and reads == "ids")} or {1})),
+        radii=tuple(blur),
+        features=features_of(generator, distances),
+        judge=judge_of(data) if reads == "ids" else None,
+        reference=max(pictures, captions),
+        seed=seed,
+        chunk=chunk,
+    )
+    for split, source in _sources(data, splits, size):
+        if prompts_of(generator, source.read(range(1))) is None:
+            continue  # a prior that reads captions, and data that have none
+        codes = min(captions, len(source)) * max(ask.counts) * generator.prior.length
+        with bar(codes, f"{split}, {max(ask.counts)} each", "code") as progress:
+            seen = look(generator, source, ask, partial(_advance, progress))
+        _enter(report, split, ask, seen)
+        if grid is not None:
+            _draw(grid.with_name(f"{grid.stem}-{split}{grid.suffix}"), seen, ask.judge)
+    if grid is not None and report.get("splits") and ("accuracy" in report or "distance" in report):
+        if len(ask.counts) > 1:
+            plots.best_of(report, grid.with_name(f"{grid.stem}-candidates{grid.suffix}"))
+        if "blur" in report:
+            plots.blurred(report, grid.with_name(f"{grid.stem}-blur{grid.suffix}"))
     return report
+
+
+def _sources(data: str, splits: Sequence[str] | None, size: int) -> Iterator[tuple[str, Dataset]]:
+    for split in splits or ("validation", "heldout"):
+        try:
+            source = open_dataset(data, split=split, size=size)
+        except BadData:
+            if splits is None and split == "heldout":
+                continue  # pictures of one's own need not have any
+            raise
+        if len(source):
+            yield split, source
+
+
+def _enter(report: Report, split: str, ask: Ask, seen: Seen) -> None:
+    """Write what was seen of a split into the report."""
+    report.setdefault("splits", []).append(split)
+    sets = [f"best_of_{k}" for k in ask.counts]
+    most = sets[-1]
+    if seen.obeyed:
+        said = report.setdefault("accuracy", {"captions": {}})
+        said["captions"][split] = seen.generated
+        said[split] = {name: seen.obeyed[name, 0.0] for name in sets}
+    if seen.distances:
+        said = report.setdefault("distance", {"features": {f.name: f.about for f in ask.features}, "pictures": {}})
+        numbers = {"generated": seen.generated, "real": seen.reference, "other_rows": seen.apart}
+        said["pictures"][split] = numbers
+        kept = [name for name in (*sets, "real") if (name, 0.0) in seen.distances]
+        said[split] = {f.name: {name: seen.distances[name, 0.0][f.name] for name in kept} for f in ask.features}
+    if ask.radii:
+        rows: dict[str, dict[str, list[float]]] = {}
+        if seen.obeyed:
+            kinds = (("generated", most), ("real", "real"))
+            rows["accuracy"] = {kind: [seen.obeyed[name, r] for r in ask.radii] for kind, name in kinds}
+        for f in ask.features if seen.distances else ():
+            rows[f.name] = {
+                kind: [seen.distances[name, r][f.name] for r in ask.radii]
+                for kind, name in (("generated", most), ("real", "real"))
+                if (name, 0.0) in seen.distances
+            }
+        report.setdefault("blur", {"radii": list(ask.radii), "best_of": max(ask.counts)})[split] = rows
 
 
 def _advance(progress: Any, done: int, total: int) -> None:
@@ -74,13 +143,14 @@ def image_size(generator: Any) -> int:
     return generator.config.image_size
 
 
-def _draw(path: Path, images: Any, captions: Sequence[str], judge: Any) -> None:
+def _draw(path: Path, seen: Seen, judge: Any) -> None:
     from zoo.data.images import save_grid
 
-    shown = 32
-    good = judge(images[:shown], captions[:shown])
-    marks = [text if ok else f"MISSED: {text}" for text, ok in zip(captions[:shown], good.tolist(), strict=True)]
-    save_grid(path, images[:shown], marks, columns=8)
+    marks = list(seen.captions)
+    if judge is not None:
+        good = judge(seen.images, seen.captions).tolist()
+        marks = [text if ok else f"MISSED: {text}" for text, ok in zip(seen.captions, good, strict=True)]
+    save_grid(path, seen.images, marks, columns=8)
 
 
 def write(report: Report, path: Path) -> None:
@@ -102,9 +172,30 @@ def lines(report: Report) -> list[str]:
         if part in report:
             terms = ", ".join(f"{name} {value:.4f}" for name, value in report[part].items())
             text.append(f"{part:<10} {terms}")
-    accuracy = report.get("accuracy", {})
-    for split, figures in accuracy.items():
-        if isinstance(figures, dict):
-            shares = ", ".join(f"{k.replace('_', ' ')}: {v:.1%}" for k, v in figures.items())
-            text.append(f"{split:<10} caption accuracy on {accuracy['captions']} captions, {shares}")
+    for split in report.get("splits", ()):
+        text += list(_split_lines(report, split))
     return text
+
+
+def _split_lines(report: Report, split: str) -> Iterator[str]:
+    accuracy, distance, blur = (report.get(name, {}) for name in ("accuracy", "distance", "blur"))
+    if split in accuracy:
+        shares = ", ".join(f"{k.replace('_', ' ')}: {v:.1%}" for k, v in accuracy[split].items())
+        yield f"{split:<10} caption accuracy on {accuracy['captions'][split]} captions, {shares}"
+    for name, values in distance.get(split, {}).items():
+        n = distance["pictures"][split]
+        which = "others" if n["other_rows"] else "those of the captions"
+        found = {k.replace("_", " ").replace("real", "real in their place"): v for k, v in values.items()}
+        text = ", ".join(f"{k}: {v:.4g}" for k, v in found.items())
+        yield (
+            f"{split:<10} Fréchet distance of {n['generated']} pictures to {n['real']} real ones ({which}), "
+            f"{distance['features'][name]}, {text}"
+        )
+    for name, kinds in blur.get(split, {}).items():
+        what = "caption accuracy" if name == "accuracy" else f"Fréchet distance ({name})"
+        for kind, row in kinds.items():
+            form = "{:.1%}" if name == "accuracy" else "{:.4g}"
+            text = ", ".join(f"{r:g} px: {form.format(v)}" for r, v in zip(blur["radii"], row, strict=True))
+            k = blur["best_of"]
+            who = "real" if kind == "real" else f"best of {k}" if k > 1 else "single samples"
+            yield f"{split:<10} blurred, {what}, {who}: {text}"

@@ -12,10 +12,29 @@ Letters: B batch, K codes, N codes of one picture.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 
 from zoo.errors import ConfigError
+
+_heard: ContextVar[Callable[[int], None] | None] = ContextVar("heard", default=None)
+
+
+@contextmanager
+def hearing(heard: Callable[[int], None]) -> Iterator[None]:
+    """Call `heard(codes)` inside the block whenever a prior has drawn codes, one in every row it draws at once.
+
+    Every prior that uses `draw` is heard, without an argument for it in `sample`.
+    """
+    before = _heard.set(heard)
+    try:
+        yield
+    finally:
+        _heard.reset(before)
 
 
 def check_sampling(temperature: float = 1.0, top_k: int | None = None, top_p: float | None = None) -> None:
@@ -64,6 +83,8 @@ def draw(
         ConfigError: a setting is out of range.
     """
     check_sampling(temperature, top_k, top_p)
+    if (heard := _heard.get()) is not None:
+        heard(len(logits))
     logits = logits.float()
     if temperature == 0:
         return logits.argmax(-1)

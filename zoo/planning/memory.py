@@ -33,7 +33,7 @@ class Memory:
     master: int
     """An fp32 copy beside 16-bit parameters."""
     moments: int
-    """Adam's two."""
+    """Adam's two, of matrices in 16 bits each where the recipe or the storage says so."""
     gradients: int
     """Those that live from the backward pass to the update."""
     average: int
@@ -65,6 +65,8 @@ def memory(stage: Stage, job: Job, reduced: Traffic | None = None) -> Memory:
         reduced: what the reducer sends, where one compresses.
     """
     state = _paper(stage.cost, job) if job.storage == "paper" else _deepspeed(stage.cost, job)
+    if stage.recipe.moments == "16-bit" and job.storage == "zoo":  # DeepSpeed's own optimiser knows none of 16 bits
+        state["moments"] = _moments16(stage.cost, job)
     held = -(-stage.cost.params // job.group)
     width = job.widths
     working = 2 * stage.cost.largest * width.inner * job.micro
@@ -77,7 +79,7 @@ def memory(stage: Stage, job: Job, reduced: Traffic | None = None) -> Memory:
         feedback = 0 if job.storage == "paper" else reduced.matrices_dense
         passing, update = passing + feedback, update + feedback
     # The paper copies its average to the hosts [1], and DeepSpeed has none of its own.
-    average = 4 * held if stage.recipe.ema is not None and not job.half else 0
+    average = 4 * held if stage.recipe.ema is not None and stage.recipe.ema_device == "same" and not job.half else 0
     return Memory(
         **state,
         average=average,
@@ -119,6 +121,12 @@ def _deepspeed(cost: Cost, job: Job) -> dict[str, int]:
         "passing": bucket + whole + max(reducing, joining) + _casts(cost, job),
         "update": bucket + width * _persistent(cost, job) + 4 * min(buckets.group + largest, share),
     }
+
+
+def _moments16(cost: Cost, job: Job) -> int:
+    """Return the bytes of moments in 1-6-9 and 0-6-10 for matrices, and in fp32 for the rest."""
+    matrices = sum(w.numel for w in cost.weights if cost.is_matrix(w))
+    return 4 * -(-matrices // job.group) + 8 * -(-(cost.params - matrices) // job.group)
 
 
 def _mean(cost: Cost, job: Job) -> int:
@@ -166,7 +174,7 @@ def _paper(cost: Cost, job: Job) -> dict[str, int]:
     return {
         "parameters": 2 * share + 4 * rest,
         "master": 0,
-        "moments": 4 * share + 8 * rest,
+        "moments": _moments16(cost, job),
         "gradients": 2 * share + 4 * rest,
         "passing": max(sum(two) + two[-1], 2 * max(tables)),
         "update": 4 * max((w.numel for w in cost.weights), default=0) // job.group,  # one matrix decompressed in fp32

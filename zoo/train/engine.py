@@ -100,7 +100,9 @@ class TorchEngine:
         self._names = {id(p): name for name, p in self._weights.items()}
         self._blocks = block_names(stage)
         self._optimizer = optim.optimizer(stage, recipe)
-        self._ema = Ema(self._weights, recipe.ema, recipe.ema_every) if recipe.ema is not None else None
+        self._ema = (
+            Ema(self._weights, recipe.ema, recipe.ema_every, recipe.ema_device) if recipe.ema is not None else None
+        )
         self._updates = 0
         self._step = 0
         self._begin()
@@ -220,7 +222,7 @@ class TorchEngine:
             state = reduction.state_from(found, self._copies, self._span)
             if state:
                 self._ending.reducer.load_state_dict(state)
-        if self.scales is not None:
+        if self.scales is not None and "scales" in said:  # weights to begin with have none
             self.scales.load_state_dict(said["scales"])
         self._begin()
 

@@ -20,6 +20,7 @@ from zoo.runs import RunFolder
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.facts import check, facts
 from zoo.train.feed import AHEAD, Feed
+from zoo.train.initial import Initial, begin_from
 from zoo.train.loop import Job, train
 from zoo.train.metrics import Metrics, read_rows
 from zoo.train.options import TrainOptions
@@ -58,6 +59,8 @@ class Setting:
     training: Training
     pictures: bool = True
     """Whether there is room to draw samples while training."""
+    initial: Initial | None = None
+    """Where weights come from; None: all are new."""
 
     def told(self, step: int, row: Mapping[str, Any]) -> None:
         """Tell the hooks of an update; one that fails is reported once and stops nothing."""
@@ -88,7 +91,8 @@ def train_stage(setting: Setting, part: str) -> None:
             generator.parts[role].to(engine.device)
     job = _job(setting, stage, recipe, data, prints)
     agree(engine.world, {"stage": part, **job.facts})
-    train(job, _resume(job) if options.resume else 0)
+    begun = setting.initial is not None and begin_from(job, setting.initial)
+    train(job, _resume(job) if options.resume or begun else 0)
     _finish(setting, stage, recipe, prints)
 
 
@@ -142,7 +146,8 @@ def _resume(job: Job) -> int:
         return 0
     check(found, job.facts, f"{job.folder}: the checkpoint of '{job.stage.part}'")
     job.engine.load(found.folder)
-    log.info("%s: going on from step %d", job.stage.part, found.step)
+    if found.step:
+        log.info("%s: going on from step %d", job.stage.part, found.step)
     return found.step
 
 

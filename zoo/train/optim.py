@@ -14,6 +14,7 @@ from torch import nn
 
 from zoo.errors import ConfigError
 from zoo.parts import Recipe
+from zoo.train import adam16
 
 
 def rate(recipe: Recipe, step: int, steps: int) -> float:
@@ -80,14 +81,22 @@ def optimizer(stage: Any, recipe: Recipe) -> torch.optim.Optimizer | None:
     """Return the stage's optimiser, or None when it has no parameter.
 
     Each group remembers its learning rate as a share of the recipe's ("scale"), so that one schedule serves all.
+
+    Raises:
+        ConfigError: a part's own groups do not hold every parameter once, or a kernel cannot be compiled.
     """
     parts = groups(stage, recipe)
     if not parts:
         return None
     for group in parts:
         group["scale"] = group.get("lr", recipe.lr) / recipe.lr
-    make = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
-    return make(parts, lr=recipe.lr, betas=recipe.betas, eps=recipe.eps, weight_decay=recipe.weight_decay, fused=True)
+    how: dict[str, Any] = {}
+    make: Any = {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[recipe.optimizer]
+    if recipe.moments == "16-bit":
+        parts, how = adam16.split(parts, stage), {"compiled": recipe.moments_kernel == "compiled"}
+        make = {"adamw": adam16.AdamW16, "adam": adam16.Adam16}[recipe.optimizer]
+    named = {"betas": recipe.betas, "eps": recipe.eps, "weight_decay": recipe.weight_decay, "fused": True}
+    return make(parts, lr=recipe.lr, **named, **how)
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:

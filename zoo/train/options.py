@@ -35,6 +35,9 @@ class TrainOptions:
     """The stage to train; None: all that are not trained yet, in order."""
     data: str | None = None
     """"shapes", "emoji", "folder:PATH"; None: what the run was begun with, else the card's default."""
+    init: str | None = None
+    """Whose weights training starts from: a run folder, or a safetensors file of the one part trained; None: new ones,
+    or those the run was begun from."""
     steps: int | None = attrs.field(default=None, validator=_positive)
     """Updates of each stage; None: the recipe's."""
     batch: int | None = attrs.field(default=None, validator=_positive)
@@ -79,6 +82,7 @@ class TrainOptions:
 @click.option("--model", required=True, help="A model of `zoo list`, or a run folder to go on with.")
 @click.option("--part", help="Train this part alone, such as codebook or prior. Default: all that are left, in order.")
 @click.option("--data", help="shapes, emoji, folder:PATH. Default: the run's, else the model's own (embedded).")
+@click.option("--init", metavar="RUN|FILE", help="Start from these weights: a run folder, or a part's safetensors.")
 @click.option("--steps", type=click.IntRange(1), help="Updates. Default: the recipe's.")
 @click.option("--batch", type=click.IntRange(1), help="Global batch, whatever the number of processes.")
 @click.option("--accumulate", type=click.IntRange(1), help="Split the batch into this many, to save memory.")
@@ -119,6 +123,7 @@ def command(local_rank: int | None, **given: Any) -> None:
     python scripts/train.py --model dalle                          everything, on embedded data
     python scripts/train.py --model dalle --part codebook --data emoji --out runs/e
     python scripts/train.py --model dalle --part prior --out runs/e --steps 3000 --set prior.train.lr=1e-3
+    python scripts/train.py --model dalle --part prior --init runs/e --data folder:pictures --out runs/mine
     python scripts/train.py --model dalle --out runs/e --resume    after a stop or a crash
 
     Ctrl-C saves a checkpoint and stops. The folder holds metrics.jsonl, curves, samples, checkpoints and the

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,14 @@ from zoo.errors import BadRun, ConfigError, PartMismatch, UnknownName
 from zoo.resolution import Node, dump, is_run, resolve_tree
 from zoo.runs import RunFolder, versions
 from zoo.specs import locate
+from zoo.train import finetuning, initial
 from zoo.train.allocator import keep_freed_memory
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.copies import machine
 from zoo.train.facts import check
 from zoo.train.feed import check_shares
 from zoo.train.group import launched
+from zoo.train.initial_checks import check as check_initial
 from zoo.train.one import Setting, Training, checkpoints_of, early_facts, recipe_for, size_of, train_stage
 from zoo.train.options import TrainOptions
 from zoo.train.room import check_room
@@ -47,16 +50,24 @@ def run(options: TrainOptions) -> RunFolder:
     })  # fmt: skip
     outline = registry.build_system(node, config, seed=seed, device="meta")
     stages = _check_part(outline, options)
+    start = first(engine.world, lambda: initial.find(options, out, outline, stages))
+    if start is not None:
+        node, config, seed, data = _resolve(options, out, start)
+        outline = registry.build_system(node, config, seed=seed, device="meta")
+        first(engine.world, lambda: check_initial(start, node, outline, stages, out))
     first(engine.world, lambda: _check_stages(outline, stages, options, out, seed, engine.world.size))
-    first(engine.world, lambda: RunFolder.create(out, node, config, seed=seed, data=data) and None)
+    said = None if start is None else start.record
+    first(engine.world, lambda: RunFolder.create(out, node, config, seed=seed, data=data, init=said) and None)
     folder = RunFolder(seen(out / "run.toml").parent)
     setting = Setting(
         options=options, folder=folder, generator=outline, config=config, engine=engine, seed=seed, data=data,
-        training=Training(folder.path, config),
+        training=Training(folder.path, config), initial=start,
     )  # fmt: skip
     todo = first(engine.world, lambda: _left(setting, stages))
     if todo:
         _train_all(setting, node, todo)
+    for part in stages if start is not None else ():
+        first(engine.world, partial(finetuning.after, setting, node, part))
     return folder
 
 
@@ -89,18 +100,25 @@ def _out(options: TrainOptions) -> Path:
     return Path(options.model) if is_run(options.model) else Path("runs") / options.model
 
 
-def _resolve(options: TrainOptions, out: Path) -> tuple[Node, Any, int, str]:
-    """Return the tree of parts, its config, the seed and the data; a run that was begun goes on with its own."""
+def _resolve(options: TrainOptions, out: Path, start: initial.Initial | None = None) -> tuple[Node, Any, int, str]:
+    """Return the tree of parts, its config, the seed and the data; a run that was begun goes on with its own.
+
+    Of what training starts from, parts that are taken stand in their places, and those to be trained are not done.
+    """
     begun = RunFolder(out) if (out / "run.toml").is_file() else None
     same = begun is not None and _card(options.model) == begun.card
     source = str(out) if same else options.model
-    node, config = resolve_tree(source, options.set)
+    taken = {} if start is None else start.nodes()
+    node, config = resolve_tree(source, options.set, nodes=taken)
     seed = options.seed if options.seed is not None else begun.data["seed"] if begun else 0
     data = options.data or (begun.data["data"] if begun else getattr(config, "data", None)) or "shapes"
     size = size_of(config, options.model)
     classes = registry.open_dataset(data, split="train", size=size).classes
     if classes:
-        node, config = resolve_tree(source, options.set, classes=len(classes))
+        node, config = resolve_tree(source, options.set, nodes=taken, classes=len(classes))
+    for role, part in initial.nodes_of(node).items():
+        if start is not None and role in start.files:
+            part.source = None
     return node, config, seed, data
 
 
@@ -143,7 +161,7 @@ def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
     """Return the stages to train; those that are done are passed over.
 
     Raises:
-        BadRun: all are done, or one has checkpoints, and `--resume` was not given.
+        BadRun: all are done, or one has checkpoints, and `--resume` was not given; or one would lose its weights.
     """
     folder, resume = setting.folder, setting.options.resume
     done = [part for part in stages if all(map(folder.finished, setting.generator.stages[part]))]
@@ -157,6 +175,12 @@ def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
     for part in done:
         log.info("%s: trained already", part)
     for part in left:
+        roles = setting.generator.stages[part]
+        if part in roles and folder.finished(part):  # imported, say: what it reads is missing
+            missing = ", ".join(f"'{role}'" for role in roles if not folder.finished(role))
+            path = folder.part_path(part)
+            raise BadRun(f"{path} has weights, and {missing}, which it reads, has none: import it, or to train both: "
+                         f"rm {path}")  # fmt: skip
         place = checkpoints_of(setting, part).folder
         if not resume and place.is_dir() and any(place.glob("step-*")):
             raise BadRun(f"{folder.path} has checkpoints of '{part}': add --resume to go on from the newest, "
@@ -174,7 +198,9 @@ def _train_all(setting: Setting, node: Node, stages: tuple[str, ...]) -> None:
         for part in stages:
             training.stage = part
             pictures = not trained_roles(setting.generator, part) or _check_room(setting, node, part)
+            first(setting.engine.world, partial(finetuning.before, setting, node, part))
             train_stage(attrs.evolve(setting, generator=_built(setting, node, part), pictures=pictures), part)
+            first(setting.engine.world, partial(finetuning.after, setting, node, part))
     finally:
         list(call("zoo_train_end", run=training))
 

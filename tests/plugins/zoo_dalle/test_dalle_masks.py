@@ -147,6 +147,14 @@ def test_blocks_in_half_precision_are_as_near_to_fp64_as_the_dense_call(kind):
     assert (mine - exact).abs().max() <= 2 * (usual - exact).abs().max()
 
 
+def test_blocks_take_any_layout_of_their_input_and_need_a_code():
+    blocks, generator = band("row", 3, (4, 5), 5, torch.device("cpu")), torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 23, 3, 4, 2, generator=generator, dtype=torch.float64).transpose(3, 4)  # not in one piece
+    assert torch.allclose(banded(qkv, blocks), dense(qkv.contiguous(), visible("row", 3, (4, 5), 5)), atol=1e-12)
+    with pytest.raises(ValueError, match="one code or more"):
+        banded(qkv[:, :3], blocks)
+
+
 def test_large_grids_are_worked_on_in_blocks():
     device = torch.device("cpu")
     small, large = Masks(3, (8, 8), 11), Masks(3, (16, 17), 11)

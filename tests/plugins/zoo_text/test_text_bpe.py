@@ -304,7 +304,7 @@ def test_foreign_bytes_are_refused(shapes):
 
 
 @pytest.mark.parametrize(("text", "said"), [
-    ("", "caption is empty"), (" \t ", "caption is empty"), ("красный круг", "caption 'красный круг' is spelled in bytes"),
+    ("", "caption is empty"), (" \t ", "caption is empty"), ("красный круг", "'красный круг' is spelled in bytes"),
 ])  # fmt: skip
 def test_captions_that_say_nothing_are_named(shapes, text, said):
     with pytest.warns(UserWarning, match=said):

@@ -75,8 +75,8 @@ def test_the_line_has_the_numbers_and_what_to_type():
     with pytest.raises(ConfigError) as caught:
         asked("dalle-2.8b", free=22 * GIB, processes=2, zero=0)
     assert str(caught.value) == (
-        "prior: training needs 110 GiB (2 processes) for weights, gradients and optimiser alone, and this machine has "
-        "22 GiB free: share it between 4 or more such machines with --zero 3 --shard all, or take a smaller model "
+        "prior: training needs 66.9 GiB (2 processes) for weights, gradients and optimiser alone, and this machine has "
+        "22 GiB free: share it between 3 or more such machines with --zero 3 --shard all, or take a smaller model "
         "(--set)"
     )
 

@@ -96,6 +96,17 @@ def test_a_finished_part_is_not_trained_again_unasked(begun, tmp_path):
     assert (folder / "codebook.safetensors").read_bytes() == before
 
 
+def test_imported_weights_are_not_trained_over(tmp_path):
+    go("dalle-tiny", tmp_path / "run", part="reranker")
+    (tmp_path / "run" / "reranker.tokenizer.safetensors").unlink()  # as a public CLIP comes: without its vocabulary
+    before = (tmp_path / "run" / "reranker.safetensors").read_bytes()
+    with pytest.raises(
+        BadRun, match=r"reranker.safetensors has weights, and 'reranker.tokenizer', which it reads, has"
+    ):
+        go("dalle-tiny", tmp_path / "run", part="reranker", resume=True)
+    assert (tmp_path / "run" / "reranker.safetensors").read_bytes() == before
+
+
 def test_a_part_on_an_untrained_one_names_the_command(tmp_path):
     with pytest.raises(NotReady, match=rf"--model dalle-tiny --part codebook --out {tmp_path}"):
         go("dalle-tiny", tmp_path / "run", part="prior")

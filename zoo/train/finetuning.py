@@ -1,0 +1,170 @@
+"""What training from existing weights changed: loss, and obedience to captions, before and after.
+
+Measured on pictures of the new data that are not trained on, where there are any, by one process, on the parts as
+files have them; so it does not matter which engine trains, and how. Written to `<run>/finetuning.json`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from zoo import registry
+from zoo.construct import free_memory
+from zoo.errors import ZooError
+from zoo.evaluate.figures import codebook_figures, loss_figures
+from zoo.evaluate.judge import judge_of
+from zoo.evaluate.pictures import Ask, look
+from zoo.files import atomic_text
+from zoo.interfaces import Dataset
+from zoo.nn import across
+from zoo.resolution import Node
+from zoo.runs import load_part
+from zoo.train.one import Setting, recipe_for, size_of
+from zoo.train.stage import trained_roles
+
+log = logging.getLogger("zoo.train")
+
+FILE = "finetuning.json"
+PICTURES = 256
+"""That the losses are means over."""
+CAPTIONS = 64
+"""That pictures are drawn for, a single sample each."""
+
+
+def before(setting: Setting, node: Node, part: str) -> None:
+    """Measure a stage with the weights it starts from; nothing where it starts from none, or that is known."""
+    start = setting.initial
+    if start is None or not set(trained_roles(setting.generator, part)) & set(start.files):
+        return
+    if "before" not in _read(setting.folder.path)["parts"].get(part, {}):
+        files = {role: start.files[role] for role in trained_roles(setting.generator, part)}
+        _note(setting, node, part, "before", files)
+
+
+def after(setting: Setting, node: Node, part: str) -> None:
+    """Measure a stage that is done; nothing where there is no measure from before, or that is known."""
+    known = _read(setting.folder.path)["parts"].get(part, {})
+    roles = trained_roles(setting.generator, part)
+    if "before" in known and "after" not in known and all(map(setting.folder.finished, roles)):
+        _note(setting, node, part, "after", {role: setting.folder.part_path(role) for role in roles})
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    path = folder / FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"parts": {}}
+
+
+def _note(setting: Setting, node: Node, part: str, when: str, files: dict[str, Path]) -> None:
+    """Measure, write and say."""
+    try:
+        figures = _measured(setting, node, part, files)
+    except ZooError as reason:  # a measure is not worth a run
+        log.warning("%s: not measured %s fine-tuning: %s", part, when, reason)
+        return
+    if figures is None:
+        return
+    report = _read(setting.folder.path)
+    assert setting.initial is not None
+    said = {"init": setting.initial.path, "data": setting.data, "seed": setting.seed}
+    report["parts"].setdefault(part, {})[when] = figures
+    atomic_text(setting.folder.path / FILE, json.dumps(said | {"parts": report["parts"]}, indent=1) + "\n")
+    begun = report["parts"][part].get("before", {})
+    text = ", ".join(
+        _text(name, x, begun.get(name) if when == "after" else None)
+        for name, x in figures.items()
+        if isinstance(x, float)
+    )
+    asked = f" on {figures['captions']} captions" if "captions" in figures else ""
+    what = part, when, figures["pictures"], figures["split"], text + asked
+    log.info("%s: %s fine-tuning, on %d %s pictures: %s", *what)
+
+
+def _text(name: str, now: float, before: float | None) -> str:
+    form = "{:.1%}" if name == "caption_accuracy" else "{:.4f}"
+    was = "" if before is None else f" (was {form.format(before)})"
+    return f"{name.replace('_', ' ')} {form.format(now)}{was}"
+
+
+def _measured(setting: Setting, node: Node, part: str, files: dict[str, Path]) -> dict[str, Any] | None:
+    """Return the figures of a stage with these weights; None, and why in the log, where there is no room."""
+    outline, device = setting.generator, setting.engine.device
+    tops = {*outline.stages[part], *outline.reads(part)}
+    used = {role for role in outline.parts if any(f"{role}.".startswith(f"{top}.") for top in tops)}
+    modules = [outline.parts[role] for role in used if isinstance(outline.parts[role], nn.Module)]
+    need = sum(x.nbytes for module in modules for x in (*module.parameters(), *module.buffers()))
+    free = free_memory(device)
+    if 2 * need > free:
+        log.info("%s: not measured, %.3g GiB free is too little for a second copy", part, free / 2**30)
+        return None
+    system = registry.build_system(node, setting.config, seed=setting.seed, used=used)
+    setting.folder.load_parts(system, {r for r in used - files.keys() if setting.folder.finished(r)})
+    for role, path in files.items():
+        load_part(path, system, role)
+    for role in used:
+        if isinstance(system.parts[role], nn.Module):
+            system.parts[role].to(device)
+    recipe = recipe_for(outline, part, setting.options)
+    chunk = max(1, recipe.batch // recipe.accumulate // setting.engine.world.size)
+    data, split = _pictures(setting, recipe.transform)
+    with _alone(setting.engine.world.size):
+        figures = _figures(_There(data, device), setting, system.eval(), part, min(chunk, 128))
+    return {"split": split, "pictures": min(PICTURES, len(data)), **figures}
+
+
+def _figures(data: Any, setting: Setting, system: Any, part: str, chunk: int) -> dict[str, Any]:
+    figures: dict[str, Any] = dict(loss_figures(system, part, data, PICTURES, setting.seed, chunk))
+    judge = judge_of(setting.data)
+    if part == "codebook":
+        figures["psnr"] = codebook_figures(system.parts[part], data, PICTURES)["psnr"]
+    if part == "prior" and judge is not None and getattr(system, "reads_what", "") == "ids":
+        ask = Ask(captions=CAPTIONS, counts=(1,), radii=(), features=(), judge=judge, reference=0, seed=setting.seed,
+                  chunk=CAPTIONS)  # fmt: skip
+        seen = look(system, data, ask)
+        figures |= {"captions": seen.generated, "caption_accuracy": seen.obeyed["best_of_1", 0.0]}
+    return figures
+
+
+def _pictures(setting: Setting, transform: str) -> tuple[Dataset, str]:
+    """Return pictures that are not trained on, where the data has any, and the name of their split."""
+    size = size_of(setting.config, setting.options.model)
+    for split in ("validation", "train"):
+        try:
+            data = registry.open_dataset(setting.data, split=split, size=size, transform=transform)
+        except ZooError:
+            if split == "train":
+                raise
+            continue
+        if len(data):
+            break
+    return data, split
+
+
+class _There:
+    """A dataset whose batches are read onto a device."""
+
+    def __init__(self, data: Dataset, device: torch.device) -> None:
+        self.data, self.device = data, device
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def read(self, rows: Any, rng: Any = None) -> Any:
+        return self.data.read(rows, rng).to(self.device)
+
+
+@contextmanager
+def _alone(processes: int) -> Iterator[None]:
+    """Keep sums and gathers over the batch to this process, which works alone in the block."""
+    across.set_group(None, active=False)
+    try:
+        yield
+    finally:
+        across.set_group(None, active=processes > 1)
