@@ -118,6 +118,8 @@ class Checkpoints:
         Raises:
             BadRun: it was written by another version of the zoo, in a format that this one does not read.
         """
+        passed: list[tuple[Path, str]] = []
+        found = None
         for path in self._places():
             if _format(path) != FORMAT:
                 raise BadRun(
@@ -126,14 +128,14 @@ class Checkpoints:
                 )
             reason, said = torn(path, deep=deep), _manifest(path)
             if said is not None and not reason:
-                return Checkpoint(path, said["step"], said["facts"])
-            log.log(
-                logging.WARNING if deep else logging.DEBUG,
-                "checkpoint %s is not whole (%s); using the one before it",
-                path,
-                reason,
-            )
-        return None
+                found = Checkpoint(path, said["step"], said["facts"])
+                break
+            passed.append((path, reason))
+        then = "there is no whole one" if found is None else f"using {found.folder.name}"
+        level = logging.WARNING if deep else logging.DEBUG
+        for path, reason in passed:
+            log.log(level, "checkpoint %s is not whole (%s); %s", path, reason, then)
+        return found
 
 
 def torn(folder: Path, *, deep: bool = True) -> str:

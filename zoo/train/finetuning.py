@@ -17,7 +17,6 @@ import torch
 from torch import nn
 
 from zoo import registry
-from zoo.construct import free_memory
 from zoo.errors import ZooError
 from zoo.evaluate.figures import codebook_figures, loss_figures
 from zoo.evaluate.judge import judge_of
@@ -27,8 +26,11 @@ from zoo.interfaces import Dataset
 from zoo.nn import across
 from zoo.resolution import Node
 from zoo.runs import load_part
+from zoo.train.interrupt import Interrupted
 from zoo.train.one import Setting, recipe_for, size_of
+from zoo.train.room import free_here
 from zoo.train.stage import trained_roles
+from zoo.weights import sha256
 
 log = logging.getLogger("zoo.train")
 
@@ -37,24 +39,27 @@ PICTURES = 256
 """That the losses are means over."""
 CAPTIONS = 64
 """That pictures are drawn for, a single sample each."""
+DRAWN = 8
+"""Pictures drawn at a time: the keys and values that a prior keeps of each stay small beside its weights."""
 
 
 def before(setting: Setting, node: Node, part: str) -> None:
-    """Measure a stage with the weights it starts from; nothing where it starts from none, or that is known."""
-    start = setting.initial
-    if start is None or not set(trained_roles(setting.generator, part)) & set(start.files):
-        return
-    if "before" not in _read(setting.folder.path)["parts"].get(part, {}):
-        files = {role: start.files[role] for role in trained_roles(setting.generator, part)}
-        _note(setting, node, part, "before", files)
+    """Measure a stage with the weights it starts from; nothing where it starts from none, or goes on."""
+    start, roles = setting.initial, trained_roles(setting.generator, part)
+    if start is not None and set(roles) & set(start.files):
+        files = {role: start.files[role] for role in roles}
+        _note(setting, node, part, "before", files, {role: start.record["parts"][role] for role in roles})
 
 
 def after(setting: Setting, node: Node, part: str) -> None:
-    """Measure a stage that is done; nothing where there is no measure from before, or that is known."""
+    """Measure a stage that is done; nothing where there is no measure from before, or these weights' is known."""
     known = _read(setting.folder.path)["parts"].get(part, {})
     roles = trained_roles(setting.generator, part)
-    if "before" in known and "after" not in known and all(map(setting.folder.finished, roles)):
-        _note(setting, node, part, "after", {role: setting.folder.part_path(role) for role in roles})
+    if "before" in known and all(map(setting.folder.finished, roles)):
+        files = {role: setting.folder.part_path(role) for role in roles}
+        prints = {role: sha256(file) for role, file in files.items()}
+        if known.get("after", {}).get("weights") != prints:
+            _note(setting, node, part, "after", files, prints)
 
 
 def _read(folder: Path) -> dict[str, Any]:
@@ -62,21 +67,25 @@ def _read(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"parts": {}}
 
 
-def _note(setting: Setting, node: Node, part: str, when: str, files: dict[str, Path]) -> None:
-    """Measure, write and say."""
-    try:
-        figures = _measured(setting, node, part, files)
-    except ZooError as reason:  # a measure is not worth a run
-        log.warning("%s: not measured %s fine-tuning: %s", part, when, reason)
+def _note(
+    setting: Setting, node: Node, part: str, when: str, files: dict[str, Path], prints: dict[str, str]
+) -> None:  # fmt: skip
+    """Measure, write and say; figures of other weights go, whether there are new ones or not."""
+    parts = _read(setting.folder.path)["parts"]
+    known = parts.pop(part, {})
+    now = {"before": known["before"]} if when == "after" else {}
+    figures = _tried(setting, node, part, when, files)
+    if figures is not None:
+        now[when] = {"weights": prints, **figures}
+    elif now == known:
         return
+    assert setting.initial is not None
+    said = {"init": setting.initial.record["path"], "data": setting.data, "seed": setting.seed}
+    parts |= {part: now} if now else {}
+    atomic_text(setting.folder.path / FILE, json.dumps(said | {"parts": parts}, indent=1) + "\n")
     if figures is None:
         return
-    report = _read(setting.folder.path)
-    assert setting.initial is not None
-    said = {"init": setting.initial.path, "data": setting.data, "seed": setting.seed}
-    report["parts"].setdefault(part, {})[when] = figures
-    atomic_text(setting.folder.path / FILE, json.dumps(said | {"parts": report["parts"]}, indent=1) + "\n")
-    begun = report["parts"][part].get("before", {})
+    begun = now["before"]
     text = ", ".join(
         _text(name, x, begun.get(name) if when == "after" else None)
         for name, x in figures.items()
@@ -85,6 +94,21 @@ def _note(setting: Setting, node: Node, part: str, when: str, files: dict[str, P
     asked = f" on {figures['captions']} captions" if "captions" in figures else ""
     what = part, when, figures["pictures"], figures["split"], text + asked
     log.info("%s: %s fine-tuning, on %d %s pictures: %s", *what)
+
+
+def _tried(setting: Setting, node: Node, part: str, when: str, files: dict[str, Path]) -> dict[str, Any] | None:
+    """Return the figures, None where they cannot be had: no measure is worth a run, whatever became of it."""
+    try:
+        return _measured(setting, node, part, files)
+    except Interrupted:
+        raise
+    except Exception as reason:  # memory above all, which errors of many classes say is short
+        kind = "" if isinstance(reason, ZooError) else f"{type(reason).__name__}: "
+        log.warning("%s: not measured %s fine-tuning: %s%s", part, when, kind, " ".join(str(reason).split()))
+        log.debug("where", exc_info=True)
+    finally:
+        free_here(setting.engine.device)  # the system is gone with the frames that held it
+    return None
 
 
 def _text(name: str, now: float, before: float | None) -> str:
@@ -100,8 +124,8 @@ def _measured(setting: Setting, node: Node, part: str, files: dict[str, Path]) -
     used = {role for role in outline.parts if any(f"{role}.".startswith(f"{top}.") for top in tops)}
     modules = [outline.parts[role] for role in used if isinstance(outline.parts[role], nn.Module)]
     need = sum(x.nbytes for module in modules for x in (*module.parameters(), *module.buffers()))
-    free = free_memory(device)
-    if 2 * need > free:
+    free = free_here(device)
+    if 2 * need > free:  # what is computed needs room too, and is some pictures at a time
         log.info("%s: not measured, %.3g GiB free is too little for a second copy", part, free / 2**30)
         return None
     system = registry.build_system(node, setting.config, seed=setting.seed, used=used)
@@ -126,7 +150,7 @@ def _figures(data: Any, setting: Setting, system: Any, part: str, chunk: int) ->
         figures["psnr"] = codebook_figures(system.parts[part], data, PICTURES)["psnr"]
     if part == "prior" and judge is not None and getattr(system, "reads_what", "") == "ids":
         ask = Ask(captions=CAPTIONS, counts=(1,), radii=(), features=(), judge=judge, reference=0, seed=setting.seed,
-                  chunk=CAPTIONS)  # fmt: skip
+                  chunk=min(DRAWN, CAPTIONS))  # fmt: skip
         seen = look(system, data, ask)
         figures |= {"captions": seen.generated, "caption_accuracy": seen.obeyed["best_of_1", 0.0]}
     return figures

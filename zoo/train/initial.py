@@ -28,7 +28,7 @@ from zoo.resolution import Node
 from zoo.runs import RunFolder, full_role
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.stage import key_of, trained_roles
-from zoo.train.world import first
+from zoo.train.world import World, first
 from zoo.weights import Lazy, TensorFile, read_metadata, sha256, stream_tensors
 
 if TYPE_CHECKING:
@@ -43,13 +43,13 @@ class Initial:
     """Where the weights of one command come from."""
 
     path: str
-    """As given."""
+    """Where it is now."""
     files: Mapping[str, Path]
     """Role of a part that is trained and has no checkpoint yet -> the weights it starts from."""
     taken: tuple[str, ...] = ()
     """Roles that are taken as they are."""
     record: Mapping[str, Any]
-    """What run.toml says of it: "path", and "parts", role -> sha256 of the weights it starts from."""
+    """What run.toml says of it: "path" as given, and "parts", role -> sha256 of the weights it starts from."""
     known: tuple[str, ...] = ()
     """Roles whose settings an earlier command of the same run has compared."""
 
@@ -82,20 +82,22 @@ def find(options: TrainOptions, out: Path, outline: Any, stages: tuple[str, ...]
         stages: those the command trains.
 
     Raises:
-        BadRun: the source is missing, has changed, has no weights for what is trained, or is not what the run was
-            begun from.
+        BadRun: the source is needed and missing, has changed, has no weights for what is trained, or is not what the
+            run was begun from.
         ConfigError: a file, and several parts that are trained.
     """
     recorded = RunFolder(out).data.get("init", {}) if (out / "run.toml").is_file() else {}
-    path = options.init or recorded.get("path")
-    if path is None:
+    given = options.init or recorded.get("path")
+    if given is None:
         return None
-    if recorded and path != recorded["path"]:
-        raise BadRun(f"{out} was begun with --init {recorded['path']}, not {path}; choose another --out")
-    source = Path(path)
+    before: dict[str, str] = dict(recorded.get("parts", {}))
+    was = _recorded_place(recorded["path"], out) if recorded else None
+    source = Path(given) if options.init is not None or was is None else was
+    path, same_place = str(source), was is not None and source.resolve() == was.resolve()
     if source.resolve() == out.resolve():
         raise ConfigError(f"--init {path} is the run that would be written; choose another --out")
-    before: dict[str, str] = dict(recorded.get("parts", {}))
+    if recorded and source.exists() and not same_place and not _same_weights(source, before):
+        raise BadRun(f"{out} was begun with --init {recorded['path']}, not {path}; choose another --out")
     trained = {role for part in stages for role in trained_roles(outline, part)}
     wanted = {
         part: [role for role in trained_roles(outline, part) if options.init is not None or role in before]
@@ -105,36 +107,57 @@ def find(options: TrainOptions, out: Path, outline: Any, stages: tuple[str, ...]
     wanted = {part: roles for part, roles in wanted.items() if roles}
     if not wanted:
         if recorded:
+            if not source.exists():
+                log.info("--init %s is not there, and not needed: %s has weights of its own", path, out)
             return Initial(path=path, files={}, record=recorded)
         raise BadRun(f"--init {path}: {out} has weights of its own for {', '.join(stages)}; choose another --out")
     taken: tuple[str, ...] = ()
     if (source / "run.toml").is_file():
-        files = _files(RunFolder(path), path, wanted)
+        files = _files(RunFolder(path), path, wanted, before)
         taken = _taken(RunFolder(path), out, outline, trained, options.set)
     elif source.is_file():
         files = _file(source, wanted)
     else:
-        raise BadRun(f"--init {path}: neither a run folder (it has no run.toml) nor a weight file")
+        lost = "" if not before else f"; {out} was begun from it: say with --init where it is now"
+        raise BadRun(f"--init {path}: neither a run folder (it has no run.toml) nor a weight file{lost}")
     prints = {role: sha256(file) for role, file in files.items()}
     for role, digest in prints.items():
         if before.get(role, digest) != digest:
-            raise BadRun(f"{files[role]} is not what {out} was begun from: it has changed since; choose another --out")
-    record = {"path": path, "parts": {**before, **prints}}
+            raise BadRun(f"{files[role]} is not what {out} was begun from: it has changed since, or is "
+                         "another run; say with --init where that is, or choose another --out")  # fmt: skip
+    record = {"path": recorded["path"] if same_place else given, "parts": {**before, **prints}}
     return Initial(path=path, files=files, taken=taken, record=record, known=tuple(before))
 
 
+def _recorded_place(given: str, out: Path) -> Path:
+    """Return where the recorded source is: a relative path may have been given in a folder above the run's."""
+    places = [Path(given), *(folder / given for folder in (out.resolve(), *out.resolve().parents))]
+    return next((place for place in places if place.exists()), Path(given))
+
+
+def _same_weights(source: Path, before: Mapping[str, str]) -> bool:
+    """Return whether a source is the one a run was begun from, wherever it lies now."""
+    if source.is_file():
+        return sha256(source) in before.values()
+    files = {role: source / f"{role}.safetensors" for role in before}
+    found = [sha256(file) == before[role] for role, file in files.items() if file.is_file()]
+    return bool(found) and all(found)
+
+
 def _begun(out: Path, outline: Any, part: str) -> bool:
-    """Return whether a stage is done in the run folder or has a checkpoint."""
+    """Return whether a stage is done in the run folder or has a checkpoint that can be gone on from."""
     done = all((out / f"{role}.safetensors").is_file() for role in outline.stages[part])
-    return done or Checkpoints(out / "checkpoints" / part).newest(deep=False) is not None
+    return done or Checkpoints(out / "checkpoints" / part).newest() is not None
 
 
-def _files(run: RunFolder, path: str, wanted: Mapping[str, list[str]]) -> dict[str, Path]:
-    """Return the weights of the stages' parts that the run has."""
+def _files(run: RunFolder, path: str, wanted: Mapping[str, list[str]], before: Mapping[str, str]) -> dict[str, Path]:
+    """Return the weights of the stages' parts that the run has; those in `before` it must have."""
     files: dict[str, Path] = {}
     for part, roles in wanted.items():
         if all(run.finished(role) for role in roles):
             files |= {role: run.part_path(role) for role in roles}
+        elif before.keys() & set(roles):
+            raise BadRun(f"--init {path} has lost the weights that '{part}' was begun from; choose another --out")
         else:
             log.info("%s: %s has no weights for it; it starts anew", part, path)
     if not files:
@@ -180,11 +203,9 @@ def begin_from(job: Job, initial: Initial) -> bool:
     files = {role: initial.files[role] for role in job.stage.roles if role in initial.files}
     if not files:
         return False
-    world = job.engine.world
-    if first(world, lambda: job.checkpoints.newest() is None):
-        write = partial(_write, job, files) if world.rank == 0 else lambda folder: None
-        job.checkpoints.save(0, write, job.facts, world)
-        log.info("%s: starts from %s", job.stage.part, initial.path)
+    # All of it by the first process, hashing too: the others wait for as long as it takes, not for one collective.
+    first(job.engine.world, lambda: job.checkpoints.save(0, partial(_write, job, files), job.facts, World()))
+    log.info("%s: starts from %s", job.stage.part, initial.path)
     return True
 
 

@@ -13,7 +13,7 @@ import attrs
 from torch import nn
 
 from zoo import plugins, registry
-from zoo.errors import NotReady, PartMismatch, ZooError
+from zoo.errors import BadRun, NotReady, PartMismatch, ZooError
 from zoo.nn.residual import checkpoint_branches
 from zoo.parts import Recipe
 from zoo.runs import RunFolder
@@ -92,7 +92,8 @@ def train_stage(setting: Setting, part: str) -> None:
     job = _job(setting, stage, recipe, data, prints)
     agree(engine.world, {"stage": part, **job.facts})
     begun = setting.initial is not None and begin_from(job, setting.initial)
-    train(job, _resume(job) if options.resume or begun else 0)
+    given = setting.initial is not None and not setting.initial.record["parts"].keys().isdisjoint(stage.roles)
+    train(job, _resume(job, given) if options.resume or begun else 0)
     _finish(setting, stage, recipe, prints)
 
 
@@ -139,9 +140,16 @@ def _sample_every(setting: Setting, recipe: Recipe) -> int:
     return -(-recipe.steps // 4) if said is None else said
 
 
-def _resume(job: Job) -> int:
-    """Load the newest whole checkpoint into the engine; return the updates it has behind it, 0 without one."""
+def _resume(job: Job, given: bool) -> int:
+    """Load the newest whole checkpoint into the engine; return the updates it has behind it, 0 without one.
+
+    Raises:
+        BadRun: there is none, and the weights were `given`: new ones must not stand in for them.
+    """
     found = first(job.engine.world, job.checkpoints.newest)
+    if found is None and given:
+        raise BadRun(f"{job.folder}: no checkpoint of '{job.stage.part}' is whole any more: type the command again, "
+                     "which goes back to the weights of --init")  # fmt: skip
     if found is None:
         return 0
     check(found, job.facts, f"{job.folder}: the checkpoint of '{job.stage.part}'")

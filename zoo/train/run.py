@@ -66,7 +66,9 @@ def run(options: TrainOptions) -> RunFolder:
     todo = first(engine.world, lambda: _left(setting, stages))
     if todo:
         _train_all(setting, node, todo)
-    for part in stages if start is not None else ():
+    for part in stages if start is not None else ():  # of those done before, one may not be measured yet
+        if part in todo:
+            continue
         first(engine.world, partial(finetuning.after, setting, node, part))
     return folder
 

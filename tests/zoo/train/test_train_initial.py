@@ -1,38 +1,25 @@
 """Training from existing weights: what starts from where, what is taken, what is refused."""
 
 import json
-import os
 import shutil
-import signal
 import tomllib
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
+from initial_runs import equal, go, interrupted, saved
 from PIL import Image
 
 import zoo
 from zoo.errors import BadRun, BadWeights, ConfigError, PartMismatch
-from zoo.train import finetuning
-from zoo.train.interrupt import Interrupted
+from zoo.train import finetuning, initial, one
 from zoo.train.metrics import read_rows
-from zoo.train.options import TrainOptions, main
-from zoo.train.run import run
+from zoo.train.options import main
+from zoo.train.world import World
 from zoo.weights import load_tensors, save_tensors, sha256
 
-SMALL = {"data": "shapes:n=48", "steps": 4, "batch": 8, "sample_every": 0}
 PARTS = ("tokenizer", "codebook", "prior", "reranker.tokenizer", "reranker")
-
-
-def go(out, model="dalle-tiny", **changes):
-    return run(TrainOptions(model=model, out=out, **{**SMALL, **changes}))
-
-
-def saved(folder, role):
-    return load_tensors(folder / f"{role}.safetensors")[0]
-
-
-def equal(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
 
 
 @pytest.fixture(autouse=True)
@@ -91,29 +78,6 @@ def test_no_learning_rate_gives_the_weights_back(base, tmp_path):
     assert all(torch.allclose(one[name], x, atol=1e-12, rtol=0) for name, x in two.items())
 
 
-def test_before_and_after_are_written_and_said(base, tmp_path, caplog):
-    caplog.set_level("INFO", "zoo.train")
-    go(tmp_path / "run", part="prior", init=str(base), steps=8)
-    report = json.loads((tmp_path / "run" / "finetuning.json").read_text())
-    assert (report["init"], report["data"]) == (str(base), SMALL["data"])
-    before, after = report["parts"]["prior"]["before"], report["parts"]["prior"]["after"]
-    assert before["split"] == after["split"] == "validation"
-    assert after["loss"] < before["loss"]
-    assert 0 <= before["caption_accuracy"] <= 1
-    assert before["captions"] == after["captions"] == 4
-    lines = [r.getMessage() for r in caplog.records if "fine-tuning" in r.getMessage()]
-    assert len(lines) == 2
-    assert "caption accuracy" in lines[1]
-    assert f"(was {before['loss']:.4f})" in lines[1]
-
-
-def test_data_without_a_judge_have_a_loss_alone(base, pictures, tmp_path):
-    go(tmp_path / "run", part="prior", init=str(base), data=pictures)
-    figures = json.loads((tmp_path / "run" / "finetuning.json").read_text())["parts"]["prior"]["after"]
-    assert "loss" in figures
-    assert "caption_accuracy" not in figures
-
-
 def test_every_part_that_is_trained_starts_from_its_own(base, tmp_path, caplog):
     caplog.set_level("INFO", "zoo.train")
     go(tmp_path / "run", init=str(base), save_every=4)
@@ -137,20 +101,6 @@ def test_what_was_trained_on_a_part_that_changes_is_left_out(base, tmp_path):
     go(out, part="prior", init=str(base))  # and goes on from the same place when its turn comes
     assert set(tomllib.loads((out / "run.toml").read_text())["init"]["parts"]) == {"codebook", "prior"}
     assert all(zoo.load(str(out)).ready.values())
-
-
-def interrupted(out, at, **changes):
-    from zoo.train import one
-
-    class Stops(one.Setting):
-        def told(self, step, row):
-            if step == at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.train.run.Setting", Stops)
-        with pytest.raises(Interrupted):
-            go(out, **changes)
 
 
 @pytest.mark.parametrize("again", [False, True])
@@ -189,6 +139,118 @@ def test_a_source_that_has_changed_is_refused(base, tmp_path):
     save_tensors(source / "prior.safetensors", {k: x + 1 for k, x in tensors.items()}, said)
     with pytest.raises(BadRun, match="it has changed since"):
         go(tmp_path / "run", resume=True)
+
+
+@pytest.fixture(scope="module")
+def whole(base, tmp_path_factory):
+    """A prior trained from there without a stop."""
+    return Path(go(tmp_path_factory.mktemp("whole") / "run", part="prior", init=str(base)).path)
+
+
+def damaged(out, source):
+    """Begin a run whose one checkpoint, that of no updates, has a wrong bit afterwards."""
+    interrupted(out, 2, part="prior", init=str(source))
+    first, *later = sorted((out / "checkpoints" / "prior").iterdir())
+    for place in later:
+        shutil.rmtree(place)
+    (path,) = first.glob("state-*")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_damaged_checkpoint_goes_back_to_the_source_and_not_to_new_weights(base, whole, tmp_path, caplog):
+    source = tmp_path / "source"
+    shutil.copytree(base, source)
+    damaged(tmp_path / "run", source)
+    caplog.clear()
+    source.rename(tmp_path / "away")
+    with pytest.raises(BadRun, match="was begun from it: say with --init where it is now"):
+        go(tmp_path / "run", part="prior", resume=True)
+    go(tmp_path / "run", part="prior", resume=True, init=str(tmp_path / "away"))
+    assert equal(saved(tmp_path / "run", "prior"), saved(whole, "prior"))
+    lines = [r.getMessage() for r in caplog.records if "is not whole" in r.getMessage()]
+    assert lines
+    assert all("is damaged); there is no whole one" in line for line in lines)
+    assert [r["step"] for r in read_rows(tmp_path / "run" / "metrics.jsonl")] == [1, 2, 3, 4]
+
+
+def test_a_source_that_has_lost_the_weights_is_not_made_up_for(base, tmp_path):
+    source = tmp_path / "source"
+    shutil.copytree(base, source)
+    damaged(tmp_path / "run", source)
+    (source / "prior.safetensors").unlink()
+    with pytest.raises(BadRun, match="has lost the weights that 'prior' was begun from"):
+        go(tmp_path / "run", part="prior", resume=True)
+
+
+def test_a_checkpoint_that_breaks_after_it_was_looked_at_is_an_error(base, tmp_path, monkeypatch):
+    damaged(tmp_path / "run", base)
+    monkeypatch.setattr(initial, "_begun", lambda *_: True)
+    with pytest.raises(BadRun, match="no checkpoint of 'prior' is whole any more"):
+        go(tmp_path / "run", part="prior", resume=True)
+
+
+def test_a_relative_source_is_the_same_from_anywhere(base, whole, tmp_path, monkeypatch):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "else").mkdir()
+    shutil.copytree(base, tmp_path / "runs" / "base")
+    out = tmp_path / "runs" / "tuned"
+    monkeypatch.chdir(tmp_path)
+    damaged(out, "runs/base")
+    for name in ("base", "./base", "base/", tmp_path / "runs" / "base", tmp_path / "moved", tmp_path / "none", None):
+        copy = tmp_path / "runs" / "copy"
+        shutil.copytree(out, copy)
+        here = tmp_path / "runs" if isinstance(name, str) else tmp_path / "else"
+        monkeypatch.chdir(here)
+        if name == tmp_path / "none":
+            with pytest.raises(BadRun, match="neither a run folder"):
+                go(copy, part="prior", resume=True, init=str(name))
+        elif name == tmp_path / "moved":
+            (tmp_path / "runs" / "base").rename(name)
+            go(copy, part="prior", resume=True, init=str(name))
+            name.rename(tmp_path / "runs" / "base")
+        else:
+            go(copy, part="prior", resume=True, init=None if name is None else str(name))
+        if (copy / "prior.safetensors").exists():
+            assert equal(saved(copy, "prior"), saved(whole, "prior")), name
+            path = tomllib.loads((copy / "run.toml").read_text())["init"]["path"]
+            assert path == (str(name) if name == tmp_path / "moved" else "runs/base")
+        shutil.rmtree(copy)
+
+
+def test_other_weights_are_another_source_and_a_lost_one_is_not_needed(base, whole, tmp_path):
+    out = tmp_path / "run"
+    interrupted(out, 2, part="prior", init=str(base))
+    with pytest.raises(BadRun, match=r"was begun with --init .*, not "):
+        go(out, part="prior", resume=True, init=str(whole))  # its prior is another
+    with pytest.raises(BadRun, match=r"was begun with --init .*, not "):
+        go(out, part="prior", resume=True, init=str(base / "codebook.safetensors"))
+    go(out, part="prior", resume=True, init=str(tmp_path / "gone"))
+    assert equal(saved(out, "prior"), saved(whole, "prior"))
+    assert tomllib.loads((out / "run.toml").read_text())["init"]["path"] == str(base)
+
+
+def test_the_weights_are_written_while_nobody_waits_in_a_collective(base, tmp_path, monkeypatch):
+    """What the first process does alone takes as long as it takes; see `zoo.train.world.first`."""
+    turns, wrote = [], []
+
+    class Alone(World):
+        @contextmanager
+        def alone(self):
+            turns.append(1)
+            yield
+            turns.pop()
+
+    def begin(job, start):
+        job.engine.world = Alone()
+        return begin_from(job, start)
+
+    begin_from, write = initial.begin_from, initial._write
+    monkeypatch.setattr(one, "begin_from", begin)
+    monkeypatch.setattr(initial, "_write", lambda *given: wrote.append(len(turns)) or write(*given))
+    go(tmp_path / "run", part="prior", init=str(base))
+    assert wrote == [1]
 
 
 def test_a_file_starts_the_one_part_that_is_trained(base, tmp_path):
