@@ -200,7 +200,7 @@ class DallePrior(nn.Module):
         return codes
 
     def compile_sampling(self) -> None:
-        """Compile the step of `sample` when it first draws; worth it where many codes are drawn."""
+        """Compile the step of `sample` when it first draws, which takes seconds; measure whether it pays."""
         self.compiled = True
 
     def _fill(

@@ -24,7 +24,12 @@ from zoo.resolution import is_run
 @click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), help="Keep the likeliest codes that reach p.")
 @click.option("--guidance", type=click.FloatRange(0), help="Classifier-free guidance.")
 @click.option("--chunk", type=click.IntRange(1), default=128, show_default=True, help="Candidates drawn at a time.")
-@click.option("--compile", "compiled", is_flag=True, help="Compile the sampling step: seconds once, then faster.")
+@click.option(
+    "--compile",
+    "compiled",
+    is_flag=True,
+    help="Compile the sampling step; takes seconds once. Measure: on a CPU the plain step is often as fast.",
+)
 def sample(
     run: str, prompts: tuple[str, ...], number: int, rerank: int | None, seed: int, out: Path, chunk: int,
     compiled: bool, **how: Any,
