@@ -10,7 +10,7 @@ Letters: P prefix (text) positions, N = h*w codes, L = P + N, G blocks of S code
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
@@ -50,8 +50,8 @@ def _bias(inside: Tensor, device: torch.device) -> Tensor:
     return torch.zeros(inside.shape).masked_fill(~inside, float("-inf")).to(device)
 
 
-BANDED_FROM = 256
-"""Codes from which a CPU works in blocks. For fewer, one dense call is faster."""
+BANDED_FROM: Mapping[Kind, int] = {"row": 200, "column": 200, "conv": 300, "window": 300}
+"""Codes from which a CPU works in blocks. For fewer, one dense call is faster, forward and backward."""
 
 
 class Masks:
@@ -74,7 +74,7 @@ class Masks:
         """Return the attention of a layer on `length` leading positions (see `zoo_dalle.attention`)."""
         if kind == "full":
             return partial(dense, mask=None)
-        if device.type != "cpu" or length - self.prefix < BANDED_FROM:
+        if device.type != "cpu" or length - self.prefix < BANDED_FROM[kind]:
             return partial(dense, mask=self.dense(kind, length, device))
         made = self._keep("band", kind, device, partial(band, kind, self.prefix, self.grid, self.kernel, device))
         assert isinstance(made, Band)

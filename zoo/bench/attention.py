@@ -102,7 +102,7 @@ def dense(call: Callable[[], Any]) -> Callable[[], Any]:
     """Return the call with every layer under its dense mask."""
 
     def run() -> Any:
-        with mock.patch("zoo_dalle.masks.BANDED_FROM", LENGTH):
+        with mock.patch("zoo_dalle.masks.BANDED_FROM", dict.fromkeys(KINDS, LENGTH)):
             return call()
 
     return run

@@ -157,13 +157,12 @@ def test_blocks_take_any_layout_of_their_input_and_need_a_code():
 
 def test_large_grids_are_worked_on_in_blocks():
     device = torch.device("cpu")
-    small, large = Masks(3, (8, 8), 11), Masks(3, (16, 17), 11)
-    assert small.attend("row", 67, device).func is dense
-    assert large.attend("row", 3 + 255, device).func is dense
-    for kind in ("row", "column", "conv", "window"):
-        assert large.attend(kind, 3 + 256, device).func is banded
-        assert large.attend(kind, 3 + 272, device).func is banded
-    assert large.attend("full", 3 + 272, device).func is dense
+    masks = Masks(3, (20, 20), 11)
+    for kind, least in {"row": 200, "column": 200, "conv": 300, "window": 300}.items():
+        assert masks.attend(kind, 3 + least - 1, device).func is dense
+        assert masks.attend(kind, 3 + least, device).func is banded
+        assert masks.attend(kind, 3 + 400, device).func is banded
+    assert masks.attend("full", 3 + 400, device).func is dense
 
 
 def test_no_scores_of_a_large_grid_are_ever_whole():
