@@ -27,6 +27,10 @@ _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
+AT_ONCE = 1 << 19
+"""Values of the runs' keys' gradients that are in hand at a time."""
+
+
 @attrs.frozen(eq=False)
 class Band:
     """How the rows of a grid are cut, and what a query sees of its run."""
@@ -72,15 +76,17 @@ class Band:
         )
 
     def add_runs(self, x: Tensor, codes: int) -> Tensor:
-        """Return [n,E], for every code the sum over all runs [G,W,E] that hold it."""
+        """Return [H,n,E], for every code the sum over all runs [H,G,W,E] that hold it."""
         if self.by_column:
-            return self.raster(x[None], codes)[0]
-        groups, width, e = x.shape
-        size, total = self.bias.shape[1], x.new_zeros(self.before + groups * self.bias.shape[1], x.shape[2])
+            return self.raster(x, codes)
+        heads, groups, width, e = x.shape
+        size = self.bias.shape[1]
+        length = self.before + groups * size
+        total = x.new_zeros(heads, length, e)
         for start in range(0, width, size):  # pieces no wider than a block do not overlap each other
-            piece = x[:, start : start + size]
-            total.as_strided(piece.shape, (size * e, e, 1), start * e).add_(piece)
-        return total[self.before : self.before + codes]
+            piece = x[:, :, start : start + size]
+            total.as_strided(piece.shape, (length * e, size * e, e, 1), start * e).add_(piece)
+        return total[:, self.before : self.before + codes]
 
 
 def banded(qkv: Tensor, band: Band) -> Tensor:
@@ -150,12 +156,14 @@ def _backward(
     into[2, :, :at] += dv[0]
     g, y, s, q = (band.blocks(x[:, at:]) for x in (*whole, qkv[0]))
     k, v = band.runs(image[1]), band.runs(image[2])
-    for h in range(len(q)):  # the runs' gradients are several times the codes': one head's at a time
-        of = slice(h, h + 1)
+    # The runs' gradients are several times the codes': those of some heads at a time.
+    some = max(1, AT_ONCE // (k[0].numel()))
+    for h in range(0, len(q), some):
+        of = slice(h, h + some)
         dq, dk, dv = _attend_backward(g[of], q[of], k[of], v[of], y[of], s[of], 0.0, False, attn_mask=bias)
-        into[0, h, at:] += band.raster(dq, n)[0]
-        into[1, h, at:] = band.add_runs(dk[0], n)
-        into[2, h, at:] = band.add_runs(dv[0], n)
+        into[0, of, at:] += band.raster(dq, n)
+        into[1, of, at:] = band.add_runs(dk, n)
+        into[2, of, at:] = band.add_runs(dv, n)
 
 
 def _padded(x: Tensor, before: int, after: int) -> Tensor:
