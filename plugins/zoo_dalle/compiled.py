@@ -35,7 +35,7 @@ class Tables:
         """[N,1]"""
         self.index: Tensor | None = None
         """[N,s], or None: all slots in order."""
-        seen = torch.zeros(codes, plan.count if width == plan.count else width, dtype=torch.bool)
+        seen = torch.zeros(codes, width, dtype=torch.bool)
         if width == plan.count:
             for i, row in enumerate(rows):
                 seen[i, row] = True

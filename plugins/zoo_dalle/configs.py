@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, Literal
 
 import attrs
@@ -45,6 +46,7 @@ def reach(kind: Kind, grid: Grid, kernel: int) -> int:
     ]
 
 
+@cache
 def seen(kind: Kind, grid: Grid, kernel: int, i: int) -> Sequence[int]:
     """Return the codes that code i sees, in raster order, itself last."""
     w, half = grid[1], kernel // 2
@@ -61,7 +63,7 @@ def seen(kind: Kind, grid: Grid, kernel: int, i: int) -> Sequence[int]:
         if kind == "window":
             run = range(max(run.start, first), min(run.stop, first + w))
         codes.update(code for code in run if 0 <= code <= i)
-    return sorted(codes)
+    return tuple(sorted(codes))
 
 
 @attrs.frozen(kw_only=True)
