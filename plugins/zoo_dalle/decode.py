@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.nn.rows import packed
 from zoo.parts import Grid
 from zoo_dalle.configs import Kind, reach, seen
 from zoo_dalle.layers import Attention, Block, Mlp, Sandwich
@@ -122,17 +123,6 @@ def slots(kind: Kind, prefix: int, grid: Grid, kernel: int, device: torch.device
     if all(len(row) == min(i, before) + 1 for i, row in enumerate(rows)):  # no gaps: the last codes
         return Ring(prefix, codes, before + 1)
     return Scattered(prefix, rows, device)
-
-
-def packed(linear: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Return (bias, weight [in,out]) with the longer side of the weight contiguous.
-
-    A product of few rows reads the weight once and is bound by that; along its longer side it streams about twice
-    as fast on a CPU.
-    """
-    weight = linear.weight.t()
-    bias = weight.new_zeros(linear.out_features) if linear.bias is None else linear.bias
-    return bias, weight.contiguous() if weight.shape[1] > weight.shape[0] else weight.t().contiguous().t()
 
 
 def normed(norm: nn.LayerNorm, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
-"""What compressed gradients do to a training: a prior trained by two machines of two processes, four ways.
+"""What compressed gradients do to a training: a prior trained by two machines of two processes, five ways.
 
-The plain mean between the machines, PowerSGD as published, begun early and late, and DALL-E's variant train the same
+The plain mean between the machines, PowerSGD as published and DALL-E's variant, each begun early and late, train the same
 prior on the same codebook with the same batches. Compared are the loss on validation data, the bytes that a process
 puts into the reduction between machines, with what `zoo plan` says of them, and at the end the weights of the two
 machines, which must be equal to the bit.
@@ -44,6 +44,7 @@ VARIANTS: Mapping[str, str | None] = {
     "powersgd-late": "powersgd:rank=12,dense_steps=700",
     # The paper's share of the width, 896 / 3968: rank 15 of a shard, 4.3 times fewer.
     "powersgd-dalle": "powersgd-dalle:rank=29",
+    "powersgd-dalle-late": "powersgd-dalle:rank=29,dense_steps=700",
 }
 """Name -> reducer."""
 VALIDATION, CHUNK = 2048, 256
