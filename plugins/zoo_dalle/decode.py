@@ -135,20 +135,13 @@ def opened(branch: nn.Module) -> tuple[nn.Module, nn.LayerNorm | None]:
     return (branch.inner, branch.norm) if isinstance(branch, Sandwich) else (branch, None)
 
 
-class Layer:
-    """One layer's packed weights and its cache."""
+class Cache:
+    """One layer's keys and values."""
 
     def __init__(self, block: Block, plan: Slots, rows: int) -> None:
-        attention, after_attention = opened(block.attention.branch)
-        mlp, after_mlp = opened(block.mlp.branch)
-        attention, mlp = cast(Attention, attention), cast(Mlp, mlp)
-        self.plan = plan
-        self.norms = attention.norm, mlp.norm
-        self.sandwich = None if after_attention is None or after_mlp is None else (after_attention, after_mlp)
-        self.approximate = mlp.approximate
-        self.qkv, self.out = packed(attention.qkv), packed(attention.out)
-        self.up, self.down = packed(mlp.up), packed(mlp.down)
+        attention = cast(Attention, opened(block.attention.branch)[0])
         heads, width = attention.heads, attention.out.in_features
+        self.plan = plan
         self.kv = attention.qkv.weight.new_empty(2, rows, heads, plan.count, width // heads)
 
     def keep(self, k: Tensor, v: Tensor) -> None:
@@ -161,6 +154,41 @@ class Layer:
         for kept, new in zip(self.kv, (k, v), strict=True):
             kept[:, :, :prefix] = new[:, :, :prefix]
             kept.index_copy_(2, where, new[:, :, prefix + codes.start :].contiguous())
+
+
+def caches(prior: DallePrior, rows: int) -> list[Cache]:
+    """Return one a layer."""
+    (grid,) = prior.grids
+    device, kernel = prior.head.weight.device, prior.config.conv_kernel
+    plans = {kind: slots(kind, prior.prefix.length, grid, kernel, device) for kind in {*prior.kinds}}
+    return [Cache(block, plans[kind], rows) for block, kind in zip(blocks(prior), prior.kinds, strict=True)]
+
+
+def blocks(prior: DallePrior) -> list[Block]:
+    """Return the layers."""
+    return cast(list[Block], list(prior.blocks))
+
+
+def start(prior: DallePrior, kept: list[Cache], codes: Tensor, cond: Cond) -> Tensor:
+    """Read the condition and the given codes [R,n] in one pass; return logits [R,K] of code n."""
+    states = prior.states(codes, cond, [cache.keep for cache in kept])
+    logits: Tensor = prior.head(states[:, -1])
+    return logits
+
+
+class Layer:
+    """One layer's packed weights."""
+
+    def __init__(self, block: Block, cache: Cache) -> None:
+        attention, after_attention = opened(block.attention.branch)
+        mlp, after_mlp = opened(block.mlp.branch)
+        attention, mlp = cast(Attention, attention), cast(Mlp, mlp)
+        self.plan, self.kv = cache.plan, cache.kv
+        self.norms = attention.norm, mlp.norm
+        self.sandwich = None if after_attention is None or after_mlp is None else (after_attention, after_mlp)
+        self.approximate = mlp.approximate
+        self.qkv, self.out = packed(attention.qkv), packed(attention.out)
+        self.up, self.down = packed(mlp.up), packed(mlp.down)
 
     def add(self, x: Tensor, y: Tensor, linear: tuple[Tensor, Tensor], branch: int) -> None:
         """Add a branch's last product to the residual stream [R,D], in place."""
@@ -179,14 +207,10 @@ class Decoder:
 
     def __init__(self, prior: DallePrior, rows: int) -> None:
         config, weight = prior.config, prior.head.weight
-        self.prior = prior
-        (grid,) = prior.grids
         width = config.width
-        plans = {
-            kind: slots(kind, prior.prefix.length, grid, config.conv_kernel, weight.device) for kind in {*prior.kinds}
-        }
-        blocks = cast(list[Block], list(prior.blocks))
-        self.layers = [Layer(b, plans[kind], rows) for b, kind in zip(blocks, prior.kinds, strict=True)]
+        self.prior = prior
+        self.caches = caches(prior, rows)
+        self.layers = [Layer(block, cache) for block, cache in zip(blocks(prior), self.caches, strict=True)]
         self.positions = prior.codes.positions()
         self.norms = [module for module in prior.norm.modules() if isinstance(module, nn.LayerNorm)]
         self.head = packed(prior.head)
@@ -198,8 +222,7 @@ class Decoder:
 
     def start(self, codes: Tensor, cond: Cond) -> Tensor:
         """Read the condition and the given codes [R,n] in one pass; return logits [R,K] of code n."""
-        states = self.prior.states(codes, cond, [layer.keep for layer in self.layers])
-        return self.prior.head(states[:, -1])
+        return start(self.prior, self.caches, codes, cond)
 
     def step(self, code: Tensor, i: int) -> Tensor:
         """Read code i [R]; return logits [R,K] of code i + 1."""
@@ -217,10 +240,6 @@ class Decoder:
             bias, weight = layer.up
             torch.addmm(bias, normed(norm_mlp, x), weight, out=hidden)
             layer.add(x, F.gelu(hidden, approximate=layer.approximate), layer.down, 1)
-        return self.predict(x)
-
-    def predict(self, x: Tensor) -> Tensor:
-        """Return logits [R,K] of the residual stream [R,D] after the last layer."""
         for norm in self.norms:
             x = normed(norm, x)
         bias, weight = self.head

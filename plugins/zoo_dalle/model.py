@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, PartMismatch
 from zoo.interfaces import Batch, Cond, Losses
 from zoo.nn import across
+from zoo.nn.frozen import Frozen
 from zoo.nn.sampling import check_guidance, check_prefix, check_sampling, draw, guide
 from zoo.parts import Facts, Grid
 from zoo.rng import Rng
@@ -83,6 +84,7 @@ class DallePrior(nn.Module):
         self.caption_head = CaptionHead(config) if config.reads == "ids" else None
         self.compiled = False
         """Whether `sample` compiles its step."""
+        self.frozen = Frozen()
 
     def facts(self, image_size: int) -> Facts:
         """Return nothing: no part depends on a prior."""

@@ -1,9 +1,9 @@
 """What compressed gradients do to a training: a prior trained by two machines of two processes, five ways.
 
-The plain mean between the machines, PowerSGD as published and DALL-E's variant, each begun early and late, train the same
-prior on the same codebook with the same batches. Compared are the loss on validation data, the bytes that a process
-puts into the reduction between machines, with what `zoo plan` says of them, and at the end the weights of the two
-machines, which must be equal to the bit.
+The plain mean between the machines, PowerSGD as published and DALL-E's variant, each begun early and late, train the
+same prior on the same codebook with the same batches. Compared are the loss on validation data, the bytes that a
+process puts into the reduction between machines, with what `zoo plan` says of them, and at the end the weights of the
+two machines, which must be equal to the bit.
 
     python -m zoo.bench.powersgd_run --work runs/bench-powersgd
     python -m zoo.bench.powersgd_run --work runs/bench-powersgd --only dense        one training at a time

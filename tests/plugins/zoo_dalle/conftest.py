@@ -21,10 +21,10 @@ def one_thread():
 def build():
     """Return a factory: config fields (and `kinds` of the layers) to a model of random weights."""
 
-    def factory(kinds=None, dtype=torch.float32, **fields):
+    def factory(kinds=None, dtype=torch.float32, seed=0, **fields):
         fields = {"text_length": 6, "text_vocab": 20, "classes": 5, "depth": 5, **fields}
         model = DallePrior(attrs.evolve(dalle_prior_tiny(), **fields))
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             for p in model.parameters():
                 p.copy_(torch.randn(p.shape, generator=generator) * 0.3)

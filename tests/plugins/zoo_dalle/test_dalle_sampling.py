@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from zoo.errors import ConfigError
+from zoo.compiling import check_compiler
+from zoo.errors import ConfigError, NotInstalled
 from zoo.interfaces import Cond
 from zoo.nn.sampling import draw
 from zoo.rng import Rng
@@ -46,8 +47,8 @@ def test_cached_steps_equal_full_recomputation_of_the_whole_pattern_in_double(bu
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("kind", ["row", "column", "conv", "window", "full"])
 def test_steps_of_one_shape_equal_full_recomputation(build, inputs, kind, grid, block, monkeypatch):
-    monkeypatch.setattr(compiled, "compiled_step", lambda: compiled.layer_step)  # as it is before it is compiled
     model = build(kinds=(kind,) * 2, depth=2, grids=(grid,), block=block)
+    monkeypatch.setattr(model.frozen, "step", lambda rows, model, make: make())  # as it is before it is compiled
     codes, cond = inputs(model, 2)
     full = model.logits(codes, cond)
     for given in {0, model.length // 2}:
@@ -55,13 +56,46 @@ def test_steps_of_one_shape_equal_full_recomputation(build, inputs, kind, grid, 
         assert torch.allclose(mine, full[:, given:], atol=2e-5), given
 
 
-def test_compiled_samples_equal_the_others(build, inputs):
+@pytest.fixture
+def compiler():
+    """Skip without one."""
+    try:
+        check_compiler("cpu")
+    except NotInstalled as missing:
+        pytest.skip(str(missing))
+
+
+def both_ways(model, cond, **how):
+    """Return whether samples are the same, compiled and not."""
+    drawn = []
+    for model.compiled in (False, True):
+        drawn.append(model.sample(cond, batch=2, **how, rng=Rng(3, range(2))))
+    return torch.equal(*drawn)
+
+
+def test_compiled_samples_equal_the_others(build, inputs, compiler):
     model = build(kinds=("row", "column"), depth=2, grids=((3, 4),))
     _, cond = inputs(model, 2)
-    how = {"batch": 2, "guidance": 1.5}
-    usual = model.sample(cond, **how, rng=Rng(3, range(2)))
-    model.compile_sampling()
-    assert torch.equal(model.sample(cond, **how, rng=Rng(3, range(2))), usual)
+    assert both_ways(model, cond, guidance=1.5)
+    with torch.no_grad():
+        model.blocks[0].mlp.branch.up.weight.neg_()  # constants of the first graph
+    assert both_ways(model, cond, guidance=1.5)
+
+
+def test_a_compiled_step_is_of_its_own_model(build, inputs, compiler):
+    models = [build(kinds=("conv",), depth=1, grids=((3, 4),), reads="nothing", seed=seed) for seed in (0, 1)]
+    codes, cond = inputs(models[0], 2)
+    for _ in range(2):
+        for model in models:
+            mine = stepped(model, codes, cond, 0, compiled.CompiledDecoder)
+            assert torch.allclose(mine, model.logits(codes, cond), atol=2e-5)
+
+
+def test_a_compiled_step_in_double(build, inputs, compiler):
+    model = build(kinds=("column",), depth=1, grids=((3, 4),), reads="nothing", dtype=torch.float64)
+    codes, cond = inputs(model, 2)
+    mine = stepped(model, codes, cond, 0, compiled.CompiledDecoder)
+    assert torch.allclose(mine, model.logits(codes, cond), atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv", "window"])
