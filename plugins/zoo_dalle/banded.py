@@ -101,15 +101,18 @@ def banded(qkv: Tensor, band: Band) -> Tensor:
 
 
 class _Banded(torch.autograd.Function):
-    """One sample after the other, so that what is in hand does not grow with the batch."""
+    """Some samples after the others, so that what is in hand does not grow with the batch."""
 
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, band: Band) -> Tensor:
         out = qkv.new_empty(qkv.shape[:2] + qkv.shape[3:])
         sums = torch.empty(len(qkv), qkv.shape[3], qkv.shape[1], dtype=_sums_of(qkv), device=qkv.device)
         bias = band.bias[None].to(qkv.dtype)
-        for b, sample in enumerate(qkv):
-            _forward(sample.permute(1, 2, 0, 3), band, bias, out[b].transpose(0, 1), sums[b])
+        some = _samples(qkv)
+        for x, y, s in zip(qkv.split(some), out.split(some), sums.split(some), strict=True):
+            made = _folded(y.transpose(1, 2), filled=False)
+            _forward(_folded(x.permute(2, 0, 3, 1, 4), 1), band, bias, made, s.flatten(0, 1))
+            _unfold(made, y.transpose(1, 2))
         ctx.save_for_backward(qkv, out, sums, bias)
         ctx.band = band
         return out
@@ -119,10 +122,33 @@ class _Banded(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         qkv, out, sums, bias = ctx.saved_tensors
         into = torch.empty_like(qkv)
-        for b, sample in enumerate(qkv):
-            given = grad[b].transpose(0, 1), out[b].transpose(0, 1), sums[b]
-            _backward(sample.permute(1, 2, 0, 3), ctx.band, bias, *given, into[b].permute(1, 2, 0, 3))
+        some = _samples(qkv)
+        for x, g, y, s, d in zip(*(t.split(some) for t in (qkv, grad, out, sums, into)), strict=True):
+            to = d.permute(2, 0, 3, 1, 4)
+            made = _folded(to, 1, filled=False)
+            given = _folded(g.transpose(1, 2)), _folded(y.transpose(1, 2)), s.flatten(0, 1)
+            _backward(_folded(x.permute(2, 0, 3, 1, 4), 1), ctx.band, bias, *given, made)
+            _unfold(made, to, 1)
         return into, None
+
+
+def _samples(qkv: Tensor) -> int:
+    """Return how many samples of [B,L,3,H,E] are worked on at a time."""
+    return max(1, 3 * AT_ONCE // qkv[0].numel())
+
+
+def _folded(x: Tensor, at: int = 0, *, filled: bool = True) -> Tensor:
+    """Return [...,B*H,...] of [...,B,H,...]: a view of one sample, else a copy (or room for one)."""
+    if x.shape[at] == 1:
+        return x.squeeze(at)
+    shape = *x.shape[:at], -1, *x.shape[at + 2 :]
+    return x.reshape(shape) if filled else x.new_empty(x.shape).view(shape)
+
+
+def _unfold(made: Tensor, into: Tensor, at: int = 0) -> None:
+    """Copy [...,B*H,...] into [...,B,H,...], where it is not a view of it."""
+    if into.shape[at] > 1:
+        into.copy_(made.view(into.shape))
 
 
 def _forward(qkv: Tensor, band: Band, bias: Tensor, out: Tensor, sums: Tensor) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from zoo.parts import Grid
 from zoo_dalle.attention import dense
 from zoo_dalle.banded import Band, banded
+from zoo_dalle.blocked import blocked
 from zoo_dalle.configs import Kind, reach, seen
 
 
@@ -50,8 +51,10 @@ def _bias(inside: Tensor, device: torch.device) -> Tensor:
     return torch.zeros(inside.shape).masked_fill(~inside, float("-inf")).to(device)
 
 
-BANDED_FROM: Mapping[Kind, int] = {"row": 200, "column": 200, "conv": 300, "window": 300}
-"""Codes from which a CPU works in blocks. For fewer, one dense call is faster, forward and backward."""
+BLOCKED: Mapping[Kind, range] = {"row": range(128, 500), "column": range(128, 500)}
+"""Codes for which a CPU works in blocks whose weights are kept."""
+BANDED_FROM: Mapping[Kind, int] = {"row": 500, "column": 500, "conv": 300, "window": 300}
+"""Codes from which it works in blocks otherwise. For fewer, one dense call is faster, forward and backward."""
 
 
 class Masks:
@@ -74,11 +77,13 @@ class Masks:
         """Return the attention of a layer on `length` leading positions (see `zoo_dalle.attention`)."""
         if kind == "full":
             return partial(dense, mask=None)
-        if device.type != "cpu" or length - self.prefix < BANDED_FROM[kind]:
+        codes = length - self.prefix
+        small = codes in BLOCKED.get(kind, ())
+        if device.type != "cpu" or (not small and codes < BANDED_FROM[kind]):
             return partial(dense, mask=self.dense(kind, length, device))
         made = self._keep("band", kind, device, partial(band, kind, self.prefix, self.grid, self.kernel, device))
         assert isinstance(made, Band)
-        return partial(banded, band=made)
+        return partial(blocked if small else banded, band=made)
 
     def _keep(self, what: str, kind: Kind, device: torch.device, make: Callable[[], Tensor | Band]) -> Tensor | Band:
         if (what, kind, device) not in self._made:

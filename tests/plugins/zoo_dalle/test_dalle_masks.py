@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from zoo_dalle.attention import dense
 from zoo_dalle.banded import banded
+from zoo_dalle.blocked import blocked
 from zoo_dalle.configs import layer_kinds, seen
 from zoo_dalle.masks import Masks, band, visible
 
@@ -132,8 +133,12 @@ def test_blocks_equal_the_dense_mask_forward_and_backward(kind, grid, prefix, mi
     expected = dense(qkv, visible(kind, prefix, grid, 5)[:length, :length])
     mine = banded(qkv, band(kind, prefix, grid, 5, device))
     assert torch.allclose(mine, expected, atol=1e-12)
-    (one,), (other,) = (torch.autograd.grad(y, qkv, upstream) for y in (mine, expected))
+    (one,), (other,) = (torch.autograd.grad(y, qkv, upstream, retain_graph=True) for y in (mine, expected))
     assert torch.allclose(one, other, atol=1e-12)
+    if kind in ("row", "column"):
+        kept = blocked(qkv, band(kind, prefix, grid, 5, device))
+        assert torch.allclose(kept, expected, atol=1e-12)
+        assert torch.allclose(*torch.autograd.grad(kept, qkv, upstream), other, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["row", "column", "conv"])
@@ -157,12 +162,12 @@ def test_blocks_take_any_layout_of_their_input_and_need_a_code():
 
 def test_large_grids_are_worked_on_in_blocks():
     device = torch.device("cpu")
-    masks = Masks(3, (20, 20), 11)
-    for kind, least in {"row": 200, "column": 200, "conv": 300, "window": 300}.items():
-        assert masks.attend(kind, 3 + least - 1, device).func is dense
-        assert masks.attend(kind, 3 + least, device).func is banded
-        assert masks.attend(kind, 3 + 400, device).func is banded
-    assert masks.attend("full", 3 + 400, device).func is dense
+    masks = Masks(3, (23, 23), 11)
+    ways = {kind: [masks.attend(kind, 3 + n, device).func for n in (127, 128, 299, 300, 499, 500, 529)]
+            for kind in ("row", "column", "conv", "window", "full")}  # fmt: skip
+    assert ways["row"] == ways["column"] == [dense, *[blocked] * 4, banded, banded]
+    assert ways["conv"] == ways["window"] == [dense] * 3 + [banded] * 4
+    assert ways["full"] == [dense] * 7
 
 
 def test_no_scores_of_a_large_grid_are_ever_whole():

@@ -36,11 +36,21 @@ def test_transformer_matrices_of_the_paper(width, heads, count):
         assert round(sum(p.numel() for p in model.parameters()) / 1e9, 2) == 12.29
 
 
-@pytest.fixture(params=["dense", "blocks"])
-def either_way(request, monkeypatch):
-    """Run a test with dense masks, and with row and column layers in blocks, which otherwise only large grids have."""
-    least = 1 if request.param == "blocks" else 1 << 30
+WAYS = ("dense", "blocked", "banded")
+
+
+def attend(way, monkeypatch):
+    """Have layers computed in one way, whatever the grid; only row and column layers can be "blocked"."""
+    codes = range(1 if way == "blocked" else 1 << 30, 1 << 30)
+    least = 1 << 30 if way == "dense" else 1
+    monkeypatch.setattr(masks, "BLOCKED", dict.fromkeys(masks.BLOCKED, codes))
     monkeypatch.setattr(masks, "BANDED_FROM", dict.fromkeys(masks.BANDED_FROM, least))
+
+
+@pytest.fixture(params=WAYS)
+def either_way(request, monkeypatch):
+    """Run a test in every way, two of which only larger grids have otherwise."""
+    attend(request.param, monkeypatch)
 
 
 @pytest.mark.parametrize("reads", READS)
@@ -229,13 +239,14 @@ def test_blocks_change_neither_loss_nor_gradients(build, inputs, monkeypatch):
     model = build(dtype=torch.float64, grids=((5, 3),), cond_drop=0.0)
     codes, cond = inputs(model)
     results = []
-    for least in (1 << 30, 1):
-        monkeypatch.setattr(masks, "BANDED_FROM", dict.fromkeys(masks.BANDED_FROM, least))
+    for way in WAYS:
+        attend(way, monkeypatch)
         model.zero_grad()
         loss = model.loss(Batch(codes=codes), cond, step=0, rng=rng(3))["loss"]
         loss.backward()
         results.append([loss.detach(), *(p.grad.clone() for p in model.parameters())])
-    assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(*results, strict=True))
+    for other in results[1:]:
+        assert all(torch.allclose(a, b, atol=1e-12) for a, b in zip(results[0], other, strict=True))
 
 
 def test_all_residual_sums_are_named_branches(build):
