@@ -13,18 +13,20 @@ from __future__ import annotations
 import platform
 import shutil
 import tomllib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import attrs
 import tomli_w
 
 from zoo import plugins
 from zoo.config import without_none
 from zoo.errors import BadRun, ConfigError, PartMismatch
 from zoo.files import atomic_text, atomic_write
-from zoo.resolution import Node, dump, undump
+from zoo.parts import Ref
+from zoo.resolution import Node, bind, dump, node_of, undump
 from zoo.weights import Lazy, load_into, load_tensors, read_metadata, save_tensors, sha256, stream_tensors
 
 FORMAT = 1
@@ -92,12 +94,15 @@ class RunFolder:
                 raise BadRun(
                     f"{self.path} was begun with {key} {self.data[key]!r}, not {new[key]!r}; use another --out"
                 )
+        root = self.node() if trained else node
+        before = without_none(dump(bind(root), root)) if trained else {}
         for role in trained:
-            before = _table(self.data["config"], role, node)
-            if _table(new["config"], role, node) != before:
+            change = next(differences(_table(before, role, node), _table(new["config"], role, node)), None)
+            if change is not None:
+                name, old, now = change
                 raise BadRun(
-                    f"{self.path}: '{role}' is trained with other settings; use another --out, "
-                    f"or delete {self.part_path(role)} to train it again"
+                    f"{self.path}: '{role}' is trained with other settings, {name}={old!r} and not {now!r}; "
+                    f"use another --out, or delete {self.part_path(role)} to train it again"
                 )
 
     @property
@@ -108,12 +113,12 @@ class RunFolder:
     @property
     def config(self) -> Any:
         """The bound config."""
-        from zoo.resolution import resolve_tree
-
-        return resolve_tree(str(self.path))[1]
+        return bind(self.node())
 
     def node(self, interface: str | None = None) -> Node:
         """Return the unbound tree, or that of its one part with this interface; every part takes its weights here.
+
+        A field that came after the run was begun has its default: so the run was trained.
 
         Raises:
             PartMismatch: the run has no such part, or several.
@@ -122,6 +127,8 @@ class RunFolder:
             root = undump(self.data["config"])
         except (ConfigError, KeyError) as cause:
             raise BadRun(f"{self.path / 'run.toml'}: {cause}") from cause
+        for _, part in list(root.walk()):
+            _add_newer_fields(part)
         for role, part in _roles(root):
             if self.part_path(role).exists():
                 part.source, part.source_role = self.path, role
@@ -218,6 +225,26 @@ def full_role(node: Node, role: str) -> str:
 def _roles(node: Node) -> list[tuple[str, Node]]:
     named = [(full_role(node, role), part) for role, part in node.walk()]
     return [(role, part) for role, part in named if role]
+
+
+def _add_newer_fields(node: Node) -> None:
+    """Give the fields that a stored part lacks their defaults; one without, or computed from others, is left to it."""
+    for name, field in attrs.fields_dict(node.cls).items():
+        default: Any = field.default
+        if name in node.values or default is attrs.NOTHING or getattr(default, "takes_self", False):
+            continue
+        node.values[name] = default.factory() if hasattr(default, "factory") else default
+        if isinstance(default, Ref):
+            node.children[name] = node_of(default.card, default.interface)
+
+
+def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (dotted name, old, new) of every leaf in which two plain values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for name in dict.fromkeys((*old, *new)):
+            yield from differences(old.get(name), new.get(name), f"{where}.{name}".strip("."))
+    elif old != new:
+        yield where, old, new
 
 
 def _table(config: dict[str, Any], role: str, node: Node) -> Any:

@@ -78,6 +78,16 @@ class DeepSpeedEngine:
                 "offload_optimizer and offload_param out, or --shard all without --reducer"
             )
 
+    def check(self, recipe: Recipe) -> None:
+        """Refuse, before anything is written, a recipe that the user's file contradicts.
+
+        Raises:
+            ConfigError: names both; or the file describes no loss scaler.
+        """
+        settings.refuse_contradiction(self._own, recipe, self._copies)
+        if self._precision == "fp16":
+            self._own.scaler()
+
     def building(self) -> AbstractContextManager[Any]:
         """Return the context in which trained parts are constructed: partitioned at stage 3."""
         if self.zero < 3:

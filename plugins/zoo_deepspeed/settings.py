@@ -177,7 +177,7 @@ def stage_of(options: Any, own: Own) -> int:
 
 def building(stage: int, own: Own, processes: int) -> dict[str, Any]:
     """Return the JSON with which a partitioned model is built: neither its size nor a batch is known yet."""
-    return compose(stage, own, batch=processes, pieces=1, processes=processes, clip=None, params=1 << 62)
+    return compose(stage, own, batch=processes, pieces=1, processes=processes, params=1 << 62)
 
 
 def training(stage: int, own: Own, recipe: Recipe, copies: Copies, params: int) -> dict[str, Any]:
@@ -193,39 +193,41 @@ def training(stage: int, own: Own, recipe: Recipe, copies: Copies, params: int) 
     Raises:
         ConfigError: the file contradicts the recipe.
     """
-    return compose(
-        stage, own, batch=recipe.batch, pieces=recipe.accumulate, processes=copies.shards, clip=recipe.clip,
-        params=params, copies=copies.count, checked=True,
-    )  # fmt: skip
+    refuse_contradiction(own, recipe, copies)
+    batch = recipe.batch // copies.count
+    return compose(stage, own, batch=batch, pieces=recipe.accumulate, processes=copies.shards, params=params)
 
 
-def compose(
-    stage: int, own: Own, *, batch: int, pieces: int, processes: int, clip: float | None, params: int,
-    copies: int = 1, checked: bool = False,
-) -> dict[str, Any]:  # fmt: skip
-    """Return the merged JSON; `checked`: raise ConfigError where the file contradicts these numbers."""
-    numbers = {
-        "train_batch_size": batch,
-        "train_micro_batch_size_per_gpu": batch // (pieces * processes * copies),
-        "gradient_accumulation_steps": pieces,
-    }
-    meant = {**numbers, "gradient_clipping": clip or 0.0}
+def refuse_contradiction(own: Own, recipe: Recipe, copies: Copies) -> None:
+    """Raise ConfigError where the user's file says another batch or clipping than the recipe; names both."""
     names = {
         "train_batch_size": "--batch", "train_micro_batch_size_per_gpu": "--batch and --accumulate",
         "gradient_accumulation_steps": "--accumulate", "gradient_clipping": "PART.train.clip",
     }  # fmt: skip
-    for name, value in meant.items() if checked else ():
+    numbers = _numbers(recipe.batch, recipe.accumulate, copies.shards * copies.count)
+    for name, value in {**numbers, "gradient_clipping": recipe.clip or 0.0}.items():
         said = own.data.get(name, "auto")
         if said not in ("auto", value):
             raise ConfigError(f"{own.path} says {name}={said} and the run has {value} ({names[name]})")
-    left = {k: x for k, x in own.data.items() if k not in (*meant, "fp16", "bf16", "zero_optimization")}
+
+
+def _numbers(batch: int, pieces: int, processes: int) -> dict[str, int]:
+    return {
+        "train_batch_size": batch,
+        "train_micro_batch_size_per_gpu": batch // (pieces * processes),
+        "gradient_accumulation_steps": pieces,
+    }
+
+
+def compose(stage: int, own: Own, *, batch: int, pieces: int, processes: int, params: int) -> dict[str, Any]:
+    """Return the merged JSON of one copy of the model, `batch` being its share."""
+    numbers = {**_numbers(batch, pieces, processes), "gradient_clipping": 0.0}  # the engine clips, after reduction
+    left = {k: x for k, x in own.data.items() if k not in (*numbers, "fp16", "bf16", "zero_optimization")}
     zero = {k: x for k, x in own.data.get("zero_optimization", {}).items() if x != "auto"}
     return {
         "zero_force_ds_cpu_optimizer": False,  # with offload: the recipe's own optimiser runs on the CPU
         "zero_allow_untested_optimizer": True,  # Adam with moments of 16 bits is a class of the zoo's
         **left,
         **numbers,
-        "train_batch_size": batch // copies,
-        "gradient_clipping": 0.0,  # the engine clips, after reduction between machines
         "zero_optimization": {**DEFAULT.within(params).zero_optimization(), **zero, "stage": stage},
     }

@@ -10,7 +10,6 @@ Letters: B batch, D width of a code, h w code grid, K codes.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 
 import attrs
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn import across
-from zoo.nn.quantise import GradientCodes, Quantised, VectorQuantiser, code_curves, wide
+from zoo.nn.quantise import GradientCodes, Quantised, VectorQuantiser, code_curves, full_precision, wide
 from zoo.rng import Rng
 from zoo_vqgan import configs
 
@@ -66,7 +65,7 @@ class Gumbel(nn.Module):
 
     def logits(self, z: Tensor) -> Tensor:
         """Return the posterior's logits [B,h,w,K] of z [B,D,h,w]."""
-        with _full_precision(z):
+        with full_precision(z):
             return F.linear(wide(z).movedim(1, -1), wide(self.proj.weight), wide(self.proj.bias))
 
     def train_codes(self, z: Tensor, *, step: int, rng: Rng) -> Quantised:
@@ -74,7 +73,7 @@ class Gumbel(nn.Module):
         temperature = self.config.temperature_at(step)
         logits_BhwK = self.logits(z)
         gumbel_BhwK = rng.gumbel(*logits_BhwK.shape[1:], device=z.device).to(logits_BhwK)
-        with _full_precision(z):
+        with full_precision(z):
             soft_BhwK = ((logits_BhwK + gumbel_BhwK) / temperature).softmax(-1)
             codes_Bhw = soft_BhwK.argmax(-1)
             book_KD = wide(self.embed.weight)
@@ -104,11 +103,6 @@ def kl_to_uniform(logits: Tensor) -> Tensor:
     """Return KL(softmax(logits) || uniform) over the last axis, in nats: [...,K] -> [...], in [0, ln K]."""
     logp = logits.log_softmax(-1)
     return (logp.exp() * logp).sum(-1) + math.log(logits.shape[-1])
-
-
-def _full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def quantiser(config: configs.Vqgan) -> Nearest | Gumbel:

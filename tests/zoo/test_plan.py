@@ -11,6 +11,7 @@ import pytest
 import zoo
 from zoo import registry
 from zoo.catalogue import catalogue
+from zoo.commands.plan import lines
 from zoo.errors import ConfigError, PluginFailed, UnknownName
 from zoo.planning.buckets import DEFAULT, Buckets
 from zoo.planning.devices import DEVICES, GIB, device_of
@@ -245,6 +246,17 @@ def test_json_has_what_was_promised():
         "inside": {"dense", "sent"}, "between": {"dense", "sent"},
     }  # fmt: skip
     assert {"saved", "saved_total", "fits", "smallest", "seconds_per_step"} <= made.keys()
+
+
+def test_pictures_are_drawn_from_whole_parameters():
+    made = plan("dalle", devices=4, batch=64, zero=3)
+    assert made.sampling == made.json()["sampling_per_device"] == made.memory.state + 4 * made.stage.cost.params
+    assert any(line.split()[0] == "sampling" for line in lines(made) if line)
+    nothing = [{"zero": 2}, {"zero": 3, "part": "reranker"}, {"zero": 3, "devices": 1}, {"storage": "deepspeed"}]
+    for how in nothing:
+        made = plan("dalle", **{"devices": 4, "batch": 64, **how})
+        assert made.sampling == 0
+        assert not any("sampling" in line for line in lines(made))
 
 
 def test_defaults_follow_from_each_other():

@@ -3,7 +3,6 @@
 import attrs
 import pytest
 import torch
-from torch.autograd.graph import saved_tensors_hooks
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -11,7 +10,8 @@ import zoo
 from zoo.catalogue import catalogue
 from zoo.cost import Widths
 from zoo.nn.residual import checkpoint_branches
-from zoo.testing.kit import case_of
+from zoo.testing.kit import case_of, one_thread
+from zoo.testing.measured import saved_bytes
 
 FP32 = Widths(4, 4, 4)
 ROWS = 4
@@ -32,11 +32,9 @@ TRAINED = [
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread():
+    with one_thread():
+        yield
 
 
 def loss_of(case, part, rows=ROWS):
@@ -50,23 +48,6 @@ def loss_of(case, part, rows=ROWS):
 def trained(name):
     case = case_of(name)
     return case, case.of(case.fresh()).train()
-
-
-def saved_bytes(part, loss):
-    """Return the bytes of the distinct storages that autograd keeps, the part's own tensors left out."""
-    own = {x.untyped_storage().data_ptr() for x in (*part.parameters(), *part.buffers())}
-    sizes, alive = {}, []
-
-    def pack(x):
-        storage = x.untyped_storage()
-        if storage.data_ptr() not in own:
-            sizes[storage.data_ptr()] = storage.nbytes()
-            alive.append(x)  # a freed tensor's address would be given to another
-        return x
-
-    with saved_tensors_hooks(pack, lambda x: x):
-        loss()
-    return sum(sizes.values())
 
 
 def test_every_family_is_measured():

@@ -131,13 +131,21 @@ def test_what_is_trained_keeps_its_settings(tmp_path: Path) -> None:
     make(tmp_path / "r")
     make(tmp_path / "r", overrides=("prior.depth=2",))
     before = (tmp_path / "r" / "run.toml").read_text()
-    with pytest.raises(BadRun, match=r"'codebook' is trained with other settings"):
+    with pytest.raises(BadRun, match=r"'codebook' is trained with other settings, n_hid=8 and not 16; use another"):
         make(tmp_path / "r", overrides=("codebook.n_hid=16",))
     with pytest.raises(BadRun, match="was begun with seed 0, not 1"):
         make(tmp_path / "r", seed=1)
     with pytest.raises(BadRun, match="was begun with card 'dalle-tiny'"):
         make(tmp_path / "r", name="dvae-tiny")
     assert (tmp_path / "r" / "run.toml").read_text() == before
+
+
+def test_a_part_that_came_later_is_the_default_one(tmp_path: Path) -> None:
+    run, _ = make(tmp_path / "r", name="clip-tiny")
+    text = (run.path / "run.toml").read_text()
+    (run.path / "run.toml").write_text(text.partition("[config.tokenizer]")[0] + "[config.train]\nlr = 0.5\n")
+    config = RunFolder(run.path).config
+    assert (config.tokenizer.card, config.train.lr, config.train.batch) == ("bpe-shapes", 0.5, 64)
 
 
 DVAE = 'card = "x"\n[config]\ncard = "dvae-tiny"\ninterface = "codebook"\nplugin = "zoo_dvae"\n'

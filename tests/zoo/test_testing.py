@@ -8,6 +8,7 @@ import torch
 from faulty_parts import (
     Attached,
     BatchNorm,
+    BeyondHalf,
     Bigram,
     Book,
     Config,
@@ -77,6 +78,7 @@ def test_a_right_part_passes_every_check() -> None:
         (Attached, losses.loss_is_a_finite_scalar, "'also' carries a gradient"),
         (Half, losses.loss_is_finite_in_bfloat16, "float32"),
         (UsedOutside, losses.loss_trains_with_scaled_branches, "'refine.branch.bias' is"),
+        (BeyondHalf, losses.loss_trains_with_scaled_branches, "'refine.branch.weight' is nan times the plain"),
         (PastItsArguments, losses.loss_trains_with_scaled_branches, "'table.weight' is"),
         (Tied, modules.parameters_belong_to_one_module, "are one parameter"),
         (HiddenState, modules.state_survives_saving, "some state is lost"),

@@ -38,12 +38,20 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """
     kept = {name: value for name, value in os.environ.items() if name not in ENVIRONMENT}
     said = {**kept, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
-    if size == 1:
-        return said
-    return {
-        **said, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
-    }  # fmt: skip
+    return said if size == 1 else said | place(rank, size, port)
+
+
+def place(rank: int, size: int, port: int) -> dict[str, str]:
+    """Return what a launcher tells one of the processes of this machine."""
+    said = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    return {"MASTER_ADDR": "127.0.0.1", **{name: str(x) for name, x in said.items()}}
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on."""
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def launch(size: int, arguments: Sequence[str], *, minutes: float = 60.0) -> None:
@@ -52,7 +60,7 @@ def launch(size: int, arguments: Sequence[str], *, minutes: float = 60.0) -> Non
     Raises:
         Failed: one failed, or they took longer than `minutes`; all have been ended.
     """
-    port, until = (_free_port() if size > 1 else 0), time.monotonic() + 60 * minutes
+    port, until = (free_port() if size > 1 else 0), time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="zoo-bench-") as folder:
         logs = [Path(folder) / f"rank-{rank}.log" for rank in range(size)]
         processes = [_start(arguments, environment(rank, size, port), log) for rank, log in enumerate(logs)]
@@ -91,12 +99,6 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], until: float) -> None:
 
 def _tail(log: Path, lines: int = 30) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def train(

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from zoo.bench.processes import free_port, place
 from zoo.train.checkpoint import Checkpoints, torn
 from zoo.train.metrics import read_rows
 from zoo.weights import load_tensors
@@ -26,13 +26,6 @@ PATIENCE = 120.0
 """Seconds after which processes that should have ended are taken to hang."""
 
 
-def free_port() -> int:
-    """Return a port that nothing listens on."""
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """Return what a launcher would set; one process is started without a launcher.
 
@@ -40,11 +33,7 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     """
     paths = [str(ROOT), str(ROOT / "plugins"), *filter(None, [os.environ.get("PYTHONPATH")])]
     plain = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    if size == 1:
-        return plain
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    said = {name: str(x) for name, x in place.items()}
-    return {**plain, "MASTER_ADDR": "127.0.0.1", **said}
+    return plain if size == 1 else plain | place(rank, size, port)
 
 
 class Run:

@@ -60,6 +60,7 @@ def evaluate(
     are from real ones and, where the data allows such a check (shapes), on whether they obey their captions. Several
     --candidates make a curve over the number that the reranker chooses among, several radii one over blur.
     """
+    from zoo.evaluate.features import check_names
     from zoo.evaluate.report import evaluate_run, lines, write
     from zoo.front import bar
     from zoo.runs import RunFolder
@@ -67,14 +68,17 @@ def evaluate(
     if not is_run(run):
         raise BadRun(f"'{run}' is not a run folder (no run.toml); train one: python scripts/train.py --model dalle")
     folder = RunFolder(run)
+    counts, blurs = numbers(candidates, "--candidates"), radii(blur) if blur else ()
+    features = distances.split(",") if distances else []
+    check_names(features)
     report = evaluate_run(
         load_system(run),
         data or folder.data["data"],
         splits=splits.split(",") if splits else None,
         captions=captions,
-        candidates=numbers(candidates, "--candidates"),
-        blur=radii(blur) if blur else (),
-        distances=distances.split(",") if distances else (),
+        candidates=counts,
+        blur=blurs,
+        distances=features,
         chunk=chunk,
         pictures=pictures,
         seed=seed,

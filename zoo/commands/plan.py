@@ -102,6 +102,8 @@ def _memory(made: Plan) -> list[str]:
         verdict = "fits" if made.fits else "DOES NOT FIT"
         rows[-1] += f"  of {made.device.usable / unit:.2f} on {made.device.name}: {verdict}"
         rows.append(f"  {'smallest':<18} {_smallest(made)}")
+    if made.sampling:
+        rows.append(f"  {'sampling':<18} {made.sampling / unit:>10.2f} {name} to draw pictures between updates")
     return ["memory of a device at its peak", *rows]
 
 

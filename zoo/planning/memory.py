@@ -89,6 +89,17 @@ def memory(stage: Stage, job: Job, reduced: Traffic | None = None) -> Memory:
     )
 
 
+def sampling(stage: Stage, job: Job) -> int:
+    """Return a device's memory while sample pictures are drawn: sharded parameters are whole on every device, in fp32.
+
+    0 where nothing is made whole: nothing is sharded, the storage is not this zoo's, or the part draws nothing. What
+    a picture itself takes is left out. Training draws none where there is no room, so this is no part of its peak.
+    """
+    if job.shards == 1 or job.storage != "zoo" or stage.part == "reranker":
+        return 0
+    return memory(stage, job).state + 4 * stage.cost.params
+
+
 def _deepspeed(cost: Cost, job: Job) -> dict[str, int]:
     """What DeepSpeed allocates [2], and what plain torch does where nothing is sharded."""
     params, zero, buckets = cost.params, job.zero, job.buckets.within(cost.params)

@@ -18,7 +18,7 @@ from zoo.planning.buckets import DEFAULT, Buckets
 from zoo.planning.devices import Device, device_of
 from zoo.planning.jobs import Job, job_of
 from zoo.planning.layout import Shard
-from zoo.planning.memory import Memory, memory
+from zoo.planning.memory import Memory, memory, sampling
 from zoo.planning.stages import Stage, cost_of, parts_of, stage_of
 from zoo.planning.traffic import Transfer, reduced, shards_of, transfers
 from zoo.resolution import resolve_tree
@@ -89,6 +89,11 @@ class Plan:
         return {"forward": batch * cost.flops, "backward": 2 * batch * cost.flops, "recompute": batch * again}
 
     @property
+    def sampling(self) -> int:
+        """Bytes of a device while sample pictures are drawn, see `zoo.planning.memory.sampling`."""
+        return sampling(self.stage, self.job)
+
+    @property
     def fits(self) -> bool | None:
         """True where a device holds its share; None without a device."""
         return None if self.device is None else self.memory.total <= self.device.usable
@@ -110,6 +115,7 @@ class Plan:
             "flops_per_step": sum(self.flops.values()),
             "flops": {**self.flops, "frozen": job.batch * self.stage.encode},
             "memory_per_device": {**attrs.asdict(self.memory), "total": self.memory.total},
+            "sampling_per_device": self.sampling,
             "traffic": {"inside": self.bytes_sent(between=False), "between": self.bytes_sent(between=True)},
             "saved": less.saved if less else 0.0,
             "saved_total": less.saved_total if less else 0.0,

@@ -50,6 +50,17 @@ def global_random_state_kept(what: str) -> Iterator[None]:
     need(numpy_before == _numpy_state(), f"{what} draws from NumPy's global generator; use `rng`")
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread in the block: on small tensors more only add noise, and sums in another order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def _numpy_state() -> str:
     return pickle.dumps(np.random.get_state()).hex()  # noqa: NPY002
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from zoo.config import plain
-from zoo.errors import BadRun
+import attrs
+
+from zoo.config import plain, structure
+from zoo.errors import BadRun, ConfigError
+from zoo.runs import differences
 
 if TYPE_CHECKING:
     from zoo.train.checkpoint import Checkpoint
@@ -21,10 +24,22 @@ def facts(**said: Any) -> dict[str, Any]:
 def check(found: Checkpoint, wanted: Mapping[str, Any], what: str) -> None:
     """Refuse to go on from a checkpoint that was made with other settings, as far as these are given.
 
+    A field that came after the checkpoint was made counts as its default.
+
+    Args:
+        found: the checkpoint.
+        wanted: the settings; configs as they are, of which the class is asked what the checkpoint lacks.
+        what: the checkpoint, for the message.
+
     Raises:
-        BadRun: names the first that differs.
+        BadRun: names the first that differs, or that there is no more.
     """
-    changed = list(differences({name: found.facts.get(name) for name in wanted}, dict(wanted)))
+    try:
+        before = {name: _completed(found.facts.get(name), like, name) for name, like in wanted.items()}
+    except ConfigError as error:
+        then = "resume with the same parts and version, or choose another --out"
+        raise BadRun(f"{what}: {error}; {then}") from None
+    changed = list(differences(facts(**before), facts(**wanted)))
     if changed:
         name, old, new = changed[0]
         more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
@@ -34,10 +49,14 @@ def check(found: Checkpoint, wanted: Mapping[str, Any], what: str) -> None:
         )
 
 
-def differences(old: Any, new: Any, where: str = "") -> Iterator[tuple[str, Any, Any]]:
-    """Yield (dotted name, old, new) of every leaf in which two plain values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for name in dict.fromkeys((*old, *new)):
-            yield from differences(old.get(name), new.get(name), f"{where}.{name}".strip("."))
-    elif old != new:
-        yield where, old, new
+def _completed(said: Any, like: Any, where: str) -> Any:
+    """Return what a checkpoint says of a config, as a config of the class of `like`; likewise within mappings.
+
+    Raises:
+        ConfigError: it has a field that the class has not.
+    """
+    if not isinstance(said, Mapping):
+        return said
+    held = like.get if isinstance(like, Mapping) else lambda name: getattr(like, name, None)
+    inner = {name: _completed(x, held(name), f"{where}.{name}") for name, x in said.items()}
+    return structure(inner, type(like), where) if attrs.has(type(like)) else inner

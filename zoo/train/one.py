@@ -124,8 +124,9 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
         seed=setting.seed,
         shown=_shown(setting, data, recipe),
         checkpoints=checkpoints_of(setting, part),
-        facts=early_facts(setting.generator, part, options, setting.seed)
-        | facts(data=data.fingerprint, trained_on=prints),
+        facts=facts(
+            **early_facts(setting.generator, part, options, setting.seed), data=data.fingerprint, trained_on=prints
+        ),
         save_every=options.save_every or min(500, -(-recipe.steps // 10)),
         sample_every=_sample_every(setting, recipe),
         told=setting.told,
@@ -152,7 +153,8 @@ def _resume(job: Job, given: bool) -> int:
                      "which goes back to the weights of --init")  # fmt: skip
     if found is None:
         return 0
-    check(found, job.facts, f"{job.folder}: the checkpoint of '{job.stage.part}'")
+    wanted = {**job.facts, **_configs(job.generator, job.stage.part, job.recipe)}
+    check(found, wanted, f"{job.folder}: the checkpoint of '{job.stage.part}'")
     job.engine.load(found.folder)
     if found.step:
         log.info("%s: going on from step %d", job.stage.part, found.step)
@@ -182,15 +184,14 @@ def _open(setting: Setting, split: str, recipe: Recipe) -> Any:
 
 
 def early_facts(generator: Any, part: str, options: TrainOptions, seed: int) -> dict[str, Any]:
-    """Return what a checkpoint must agree about, as far as it is known before anything is opened."""
-    configs = {role: generator.parts[role].config for role in trained_roles(generator, part)}
-    return facts(
-        seed=seed,
-        recipe=recipe_for(generator, part, options),
-        precision=options.precision,
-        reducer=options.reducer,
-        config=configs,
-    )
+    """Return what a checkpoint must agree about, as far as it is known before anything is opened; configs as such."""
+    configs = _configs(generator, part, recipe_for(generator, part, options))
+    return {"seed": seed, "precision": options.precision, "reducer": options.reducer, **configs}
+
+
+def _configs(generator: Any, part: str, recipe: Recipe) -> dict[str, Any]:
+    """Return the configs among them."""
+    return {"recipe": recipe, "config": {r: generator.parts[r].config for r in trained_roles(generator, part)}}
 
 
 def recipe_for(generator: Any, part: str, options: TrainOptions) -> Recipe:

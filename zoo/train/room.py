@@ -23,7 +23,7 @@ from zoo.errors import ConfigError, ZooError
 from zoo.parts import Recipe
 from zoo.planning.devices import GIB
 from zoo.planning.jobs import Job, job_of
-from zoo.planning.memory import Memory, memory
+from zoo.planning.memory import Memory, memory, sampling
 from zoo.planning.stages import Stage, stage_of
 from zoo.planning.traffic import reduced
 from zoo.resolution import Node
@@ -74,13 +74,8 @@ class Room:
         return self._said(need, "at the fullest moment, by its plan") + less
 
     def without_pictures(self) -> str:
-        """Return why no sample pictures can be drawn while training; "" where they can.
-
-        Sharded parameters are made whole for them, on every process.
-        """
-        if self.job.shards == 1:
-            return ""
-        need = self.here * (self.need().state + 4 * self.stage.cost.params)
+        """Return why no sample pictures can be drawn while training; "" where they can."""
+        need = self.here * sampling(self.stage, self.job)
         if need <= self.free:
             return ""
         return f"{self._said(need, 'with its parameters whole on every process')}: no sample pictures are drawn"

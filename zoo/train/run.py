@@ -55,7 +55,7 @@ def run(options: TrainOptions) -> RunFolder:
         node, config, seed, data = _resolve(options, out, start)
         outline = registry.build_system(node, config, seed=seed, device="meta")
         first(engine.world, lambda: check_initial(start, node, outline, stages, out))
-    first(engine.world, lambda: _check_stages(outline, stages, options, out, seed, engine.world.size))
+    first(engine.world, lambda: _check_stages(outline, stages, options, out, seed, engine))
     said = None if start is None else start.record
     first(engine.world, lambda: RunFolder.create(out, node, config, seed=seed, data=data, init=said) and None)
     folder = RunFolder(seen(out / "run.toml").parent)
@@ -142,15 +142,19 @@ def _check_part(generator: Any, options: TrainOptions) -> tuple[str, ...]:
 
 
 def _check_stages(
-    outline: Any, stages: tuple[str, ...], options: TrainOptions, out: Path, seed: int, size: int
+    outline: Any, stages: tuple[str, ...], options: TrainOptions, out: Path, seed: int, engine: Any
 ) -> None:
-    """Refuse, before anything is written, a batch that `size` processes cannot share and other runs' checkpoints."""
+    """Refuse, before anything is written, a recipe that the engine cannot follow and other runs' checkpoints.
+
+    An engine with settings of its own has a `check(recipe)`, which raises ConfigError.
+    """
     for part in stages:
         done = all((out / f"{role}.safetensors").is_file() for role in outline.stages[part])
         if done or not trained_roles(outline, part):
             continue
         recipe = recipe_for(outline, part, options)
-        check_shares(recipe.batch, size, recipe.accumulate)
+        check_shares(recipe.batch, engine.world.size, recipe.accumulate)
+        getattr(engine, "check", lambda _: None)(recipe)
         found = Checkpoints(out / "checkpoints" / part).newest(deep=False) if options.resume else None
         if found is not None and (out / "run.toml").is_file():
             begun, asked = RunFolder(out).card, _card(options.model)

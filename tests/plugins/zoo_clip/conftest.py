@@ -1,10 +1,14 @@
-"""Hides a torchvision that does not belong to the installed torch: it would stop transformers from importing models.
+"""Makes the helper importable, and hides a torchvision that does not belong to the installed torch.
 
-Its own package asks for it and gets the build for CUDA; beside a CPU build of torch it raises on import. Nothing here
-needs it, and transformers does without when it is absent.
+It would stop transformers from importing models: its own package asks for torchvision and gets the build for CUDA,
+which raises on import beside a CPU build of torch. Nothing here needs it, and transformers does without when it is
+absent.
 """
 
 import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 try:
     import torchvision  # noqa: F401

@@ -13,7 +13,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -21,13 +20,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from zoo.bench.processes import free_port, place
+from zoo.bench.processes import run as go
+
 ROOT = Path(__file__).parents[3]
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 @functools.cache
@@ -39,12 +35,9 @@ def logs() -> Path:
 
 
 def environment(rank: int, size: int, port: int) -> dict[str, str]:
-    return {
-        **os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size),
-        "LOCAL_WORLD_SIZE": str(size),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "plugins"), str(Path(__file__).parent)]),
-    }  # fmt: skip
+    paths = [str(ROOT), str(ROOT / "plugins"), str(Path(__file__).parent)]
+    said = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": os.pathsep.join(paths)}
+    return {**os.environ, **said, **place(rank, size, port)}
 
 
 def start(size: int, command: list[str], each: Sequence[list[str]] = (), **more: str) -> list[subprocess.Popen]:
@@ -88,15 +81,6 @@ def run_all(
     codes, said = finish(start(size, [str(program), str(path)]), seconds)
     assert codes == [0] * size, "\n".join(said)
     return said
-
-
-def go(command: dict) -> None:
-    """Run one training command in this process."""
-    from zoo.train.options import TrainOptions
-    from zoo.train.run import run
-
-    paths = {name: Path(command[name]) for name in ("out", "engine_config") if name in command}
-    run(TrainOptions(**{**command, **paths, "set": tuple(command.get("set", ()))}))
 
 
 def main() -> None:

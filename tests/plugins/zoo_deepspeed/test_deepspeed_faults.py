@@ -107,7 +107,11 @@ def refusals(stopped, tmp_path_factory):
     newer = copied(run, top / "newer")
     manifest = max((newer / "checkpoints" / "codebook").glob("step-*")) / "manifest.json"
     manifest.write_text(json.dumps({**said, "format": 2}))
-    for name, data in {"micro": {"train_micro_batch_size_per_gpu": 1}, "bf16": {"bf16": {"enabled": True}}}.items():
+    files = {
+        "micro": {"train_micro_batch_size_per_gpu": 1}, "bf16": {"bf16": {"enabled": True}},
+        "scaler": {"fp16": {"loss_scale_windw": 5}},
+    }  # fmt: skip
+    for name, data in files.items():
         (top / f"{name}.json").write_text(json.dumps(data))
     same = {"model": "dvae-tiny", "data": "shapes:n=48", "steps": 60, "batch": 8, "sample_every": 0, "timeout": 1.0}
     fresh, again = {**same, "out": str(top / "fresh")}, {**same, "out": str(run), "resume": True}
@@ -115,7 +119,8 @@ def refusals(stopped, tmp_path_factory):
         "indivisible": {**fresh, "batch": 7},
         "unknown": {**fresh, "set": ["n_hidd=8"]},
         "contradiction": {**fresh, "engine_config": str(top / "bf16.json")},
-        "micro": {**fresh, "out": str(top / "micro"), "engine_config": str(top / "micro.json")},
+        "micro": {**fresh, "engine_config": str(top / "micro.json")},
+        "scaler": {**fresh, "precision": "fp16", "engine_config": str(top / "scaler.json")},
         "recipe": {**again, "set": ["train.ema=0.5"]},
         "config": {**again, "set": ["train.ema=0.9", "n_hid=16"]},
         "model": {**again, "model": "vqvae-tiny"},
@@ -135,6 +140,7 @@ SAID = {
     "unknown": "n_hidd: no such field; did you mean 'n_hid'?",
     "contradiction": "bf16.json enables bf16: add --precision bf16, or take it out",
     "micro": "micro.json says train_micro_batch_size_per_gpu=1 and the run has 4 (--batch and --accumulate)",
+    "scaler": "scaler.json: fp16.loss_scale_windw: no such field; did you mean 'loss_scale_window'",
     "recipe": "the checkpoint of 'codebook' was made with recipe.ema=0.9, not 0.5",
     "config": "the checkpoint of 'codebook' was made with config.codebook.n_hid=8, not 16",
     "model": "was begun with model 'dvae-tiny', not 'vqvae-tiny'; choose another --out",

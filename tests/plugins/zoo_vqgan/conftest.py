@@ -29,6 +29,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from zoo.testing.kit import one_thread
 from zoo_vqgan.configs import Gumbel, Nearest, Net, Vqgan
 
 DATA = Path(__file__).parent / "data"
@@ -50,10 +51,8 @@ def rule(name: str, shape: list[int], scale: float) -> torch.Tensor:
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
 
 
 @pytest.fixture(params=["nearest", "gumbel"])

@@ -1,5 +1,7 @@
 """VQGAN as a codebook: what its two quantisers do, training, precision, bad input, and a prior on its codes."""
 
+from functools import partial
+
 import attrs
 import pytest
 import torch
@@ -15,6 +17,7 @@ from zoo.resolution import resolve_tree
 from zoo.rng import Rng
 from zoo.testing import behaviours
 from zoo.testing.kit import Case
+from zoo.testing.losses import loss_trains_with_scaled_branches
 from zoo_vqgan import configs
 from zoo_vqgan.configs import Gumbel, Net
 from zoo_vqgan.configs import Vqgan as Config
@@ -50,6 +53,14 @@ def test_the_kit_on_the_gumbel_quantiser(check):
     check(Case("gumbel", "codebook", config, lambda seed: construct(node, config, device="cpu", seed=seed)))
 
 
+def test_a_code_that_is_another_in_fp16_is_no_fault_of_the_branches():
+    """With these weights a vector lies as near to two codes, and fp16 takes the other."""
+    node, config = resolve_tree("vqgan-tiny")
+    case = Case("tie", "codebook", config, lambda seed: construct(node, config, device="cpu", seed=seed))
+    case.fresh = partial(case.fresh, 9)
+    loss_trains_with_scaled_branches(case)
+
+
 @pytest.mark.parametrize(("kind", "name", "grid"), [
     ("nearest", "vqgan-f16-1024", (16, 16)), ("nearest", "vqgan-f16-16384", (16, 16)),
     ("gumbel", "vqgan-gumbel-f8-8192", (32, 32)), ("nearest", "vqgan", (8, 8)),
@@ -58,10 +69,12 @@ def test_sizes(kind, name, grid):
     config = zoo.resolve(name)
     with torch.device("meta"):
         model = Vqgan(config)
-        vectors = model.vectors(torch.empty(1, 3, config.image_size, config.image_size))
+        images = torch.empty(1, 3, config.image_size, config.image_size)
+        vectors, codes = model.vectors(images), model.encode(images)
     assert config.quantiser == kind
     assert config.facts(config.image_size).grids == model.grids(config.image_size, config.image_size) == (grid,)
     assert vectors.shape == (1, config.width, *grid)
+    assert (codes.shape, codes.dtype) == ((1, grid[0] * grid[1]), torch.int64)
     attention = [m for m in model.modules() if isinstance(m, Attention)]
     each = 2 * config.net.blocks + 1  # blocks of a level, both sides
     assert len(attention) == 2 + each

@@ -183,6 +183,19 @@ def test_a_radius_that_is_none_is_refused(trained, capsys, text):
     assert "--blur: " in capsys.readouterr().err
 
 
+def test_a_feature_that_is_none_is_refused_before_anything_is_done(trained, system, capsys, monkeypatch):
+    def late(*_, **__):
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("zoo.evaluate.report.open_dataset", late)
+    with pytest.raises(UnknownName, match="did you mean 'pixels'"):
+        evaluate_run(system, "shapes", distances=["reranker", "pixel"], bar=Bar)
+    monkeypatch.setattr("zoo.commands.evaluate.load_system", late)
+    assert main(["evaluate", str(trained), "--distances", "reranker,pixel"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "feature 'pixel' is unknown; did you mean 'pixels'" in line
+
+
 def test_pictures_of_ones_own_have_no_accuracy_and_no_heldout(trained, tmp_path, capsys):
     from PIL import Image
 

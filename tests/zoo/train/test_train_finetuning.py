@@ -4,38 +4,17 @@ import json
 import logging
 import shutil
 import signal
-from pathlib import Path
 
 import pytest
 import torch
-from initial_runs import SMALL, equal, go, interrupted, saved
 from PIL import Image
+from short_runs import SMALL, equal, go, interrupted, saved
 
 from zoo.train import finetuning
 from zoo.train.interrupt import Interrupted
 from zoo.weights import load_tensors, save_tensors, sha256
 
-
-@pytest.fixture(autouse=True)
-def _few(monkeypatch):
-    """A measure of a moment."""
-    monkeypatch.setattr(finetuning, "CAPTIONS", 4)
-    monkeypatch.setattr(finetuning, "PICTURES", 32)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A whole system, trained for a moment; with an average of the weights."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    go(folder, set=("prior.train.ema=0.5",))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
-    """A prior trained from there without a stop."""
-    return Path(go(tmp_path_factory.mktemp("whole") / "run", part="prior", init=str(base)).path)
+pytestmark = pytest.mark.usefixtures("few_measures")
 
 
 def test_before_and_after_are_written_and_said(base, tmp_path, caplog):

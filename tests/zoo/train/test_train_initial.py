@@ -4,16 +4,15 @@ import json
 import shutil
 import tomllib
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 import torch
-from initial_runs import equal, go, interrupted, saved
 from PIL import Image
+from short_runs import equal, go, interrupted, saved
 
 import zoo
 from zoo.errors import BadRun, BadWeights, ConfigError, PartMismatch
-from zoo.train import finetuning, initial, one
+from zoo.train import initial, one
 from zoo.train.metrics import read_rows
 from zoo.train.options import main
 from zoo.train.world import World
@@ -22,20 +21,7 @@ from zoo.weights import load_tensors, save_tensors, sha256
 PARTS = ("tokenizer", "codebook", "prior", "reranker.tokenizer", "reranker")
 
 
-@pytest.fixture(autouse=True)
-def _few(monkeypatch):
-    """Measures are not what most of these are about."""
-    monkeypatch.setattr(finetuning, "CAPTIONS", 4)
-    monkeypatch.setattr(finetuning, "PICTURES", 32)
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory):
-    """A whole system, trained for a moment; with an average of the weights."""
-    torch.set_num_threads(1)
-    folder = tmp_path_factory.mktemp("runs") / "base"
-    go(folder, set=("prior.train.ema=0.5",))
-    return folder
+pytestmark = pytest.mark.usefixtures("few_measures")
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +125,6 @@ def test_a_source_that_has_changed_is_refused(base, tmp_path):
     save_tensors(source / "prior.safetensors", {k: x + 1 for k, x in tensors.items()}, said)
     with pytest.raises(BadRun, match="it has changed since"):
         go(tmp_path / "run", resume=True)
-
-
-@pytest.fixture(scope="module")
-def whole(base, tmp_path_factory):
-    """A prior trained from there without a stop."""
-    return Path(go(tmp_path_factory.mktemp("whole") / "run", part="prior", init=str(base)).path)
 
 
 def damaged(out, source):

@@ -10,30 +10,21 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
+import short_runs
+from short_runs import equal, interrupted, saved
 
 import zoo
 from zoo.errors import BadRun, ConfigError, NotReady, PartMismatch, UnknownName
-from zoo.train.interrupt import Interrupted
 from zoo.train.metrics import read_rows
 from zoo.train.options import TrainOptions, main
 from zoo.train.run import run
-from zoo.weights import load_tensors
 
-SMALL = {"data": "shapes:n=48", "steps": 6, "batch": 8, "sample_every": 0}
 ROOT = Path(__file__).parents[3]
+SMALL = {**short_runs.SMALL, "steps": 6}
 
 
 def go(model, out, **changes):
-    return run(TrainOptions(model=model, out=out, **{**SMALL, **changes}))
-
-
-def saved(folder, role):
-    return load_tensors(folder / f"{role}.safetensors")[0]
-
-
-def equal(one, two):
-    return one.keys() == two.keys() and all(torch.equal(one[k], two[k]) for k in one)
+    return short_runs.go(out, model, **{"steps": 6, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -112,23 +103,8 @@ def test_a_part_on_an_untrained_one_names_the_command(tmp_path):
         go("dalle-tiny", tmp_path / "run", part="prior")
 
 
-def interrupted(folder, at, **changes):
-    """Start a run and send SIGINT after update `at`."""
-    from zoo.train import one
-
-    class Stops(one.Setting):
-        def told(self, step, row):
-            if step == at:
-                os.kill(os.getpid(), signal.SIGINT)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.train.run.Setting", Stops)
-        with pytest.raises(Interrupted):
-            go("dvae-tiny", folder, **changes)
-
-
 def test_stopped_and_resumed_equals_never_stopped(begun, tmp_path):
-    interrupted(tmp_path / "run", 4)
+    interrupted(tmp_path / "run", 4, model="dvae-tiny", steps=6)
     with pytest.raises(BadRun, match="add --resume"):
         go("dvae-tiny", tmp_path / "run")
     go("dvae-tiny", tmp_path / "run", resume=True)
@@ -137,7 +113,7 @@ def test_stopped_and_resumed_equals_never_stopped(begun, tmp_path):
 
 
 def test_a_checkpoint_of_other_settings_is_refused_and_says_which(tmp_path):
-    interrupted(tmp_path, 2)
+    interrupted(tmp_path, 2, model="dvae-tiny", steps=6)
     with pytest.raises(BadRun, match=r"made with recipe.batch=8, not 16; resume with the same"):
         go("dvae-tiny", tmp_path, resume=True, batch=16)
     with pytest.raises(BadRun, match=r"config\.codebook\.kl_weight"):

@@ -1,4 +1,4 @@
-"""Short runs that others start from."""
+"""Short training commands, stopped where a test wants it, and what they leave."""
 
 import os
 import signal
@@ -16,10 +16,12 @@ SMALL = {"data": "shapes:n=48", "steps": 4, "batch": 8, "sample_every": 0}
 
 
 def go(out, model="dalle-tiny", **changes):
+    """Run one command; returns the run folder."""
     return run(TrainOptions(model=model, out=out, **{**SMALL, **changes}))
 
 
 def saved(folder, role):
+    """The tensors of a finished part."""
     return load_tensors(folder / f"{role}.safetensors")[0]
 
 
@@ -28,6 +30,8 @@ def equal(one, two):
 
 
 def interrupted(out, at, **changes):
+    """Start a run and send SIGINT after update `at`."""
+
     class Stops(one.Setting):
         def told(self, step, row):
             if step == at:
