@@ -109,7 +109,7 @@ class System(nn.Module):
         missing = [role for role in roles if not self.ready[role]]
         if missing:
             raise NotReady(
-                f"'{self.card}' has no weights for {', '.join(missing)}; train them with "
+                f"'{self.card}' has no weights for {', '.join(missing)}; import them, or train them with "
                 f"`python scripts/train.py --model {self.card}`, or pass allow_untrained=True"
             )
 

@@ -2,6 +2,9 @@
 
 No model is built: what the part should have is read off the meta device, and the file's tensors are converted and
 written one by one. The run appears whole, or is as it was.
+
+A part whose public files are no tensors has `vocabulary_files(place) -> {name: file}`. What its layouts are made of is
+the bytes of these files, uint8, by name; it is read, too, when it lies beside the weights of a part that reads it.
 """
 
 from __future__ import annotations
@@ -13,6 +16,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,9 +65,56 @@ def import_public(
     node, config = resolve_tree(str(out.resolve()) if begun and name in catalogue() else name, overrides)
     outline = construct(node, config, device="meta")
     target = part_of(node, config, outline, part)
-    _check_place(target, out, begun, node.source if target.alone else _source(node, target.role))
-    files = [file for file, _ in public_files(path)]
-    state = read_public(path)
+    _check_place(target, out, begun, _source(node, target))
+    found = _find(target, path, layout)
+    beside = [part_of(node, config, outline, role) for role in outline.reads(target.role)]
+    beside = [x for x in beside if _vocabulary_files(x)]
+    others, lacking = _find_beside([x for x in beside if _source(node, x) is None], path, out)
+    tensors = _converted(target, found.mapped, progress)
+    every = [found, *others.values()]
+    with _whole(out, node, [x.target.role for x in every]) as place:
+        data = begun.data["data"] if begun else getattr(config, "data", None) or "shapes"
+        seed = begun.data["seed"] if begun else 0
+        run = RunFolder.create(place, node, config, seed=seed, data=data)
+        for other in others.values():
+            other.save(run, _converted(other.target, other.mapped, lambda done, total: None))
+        written = found.save(run, tensors).name
+        ready = outline.ready
+        missing = [role for role in outline.parts if not (ready[role] or run.finished(role))]
+    card = catalogue().cards.get(target.card)
+    return found.facts | {
+        "ignored": _ignored(path, [file for x in every for file in x.files]),
+        "license": card.license if card else "",
+        "run": str(out),
+        "file": written,
+        "beside": [x.facts for x in others.values()],
+        "lacking": lacking,
+        "not_ready": missing,
+        "left_out": "" if beside else target.spec.left_out,
+    }
+
+
+@attrs.frozen
+class _Found:
+    """A part's public weights, mapped and not yet written."""
+
+    target: Part
+    source: str
+    """Name of the file or folder they came from."""
+    files: list[Path]
+    mapped: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    def save(self, run: RunFolder, tensors: dict[str, Lazy]) -> Path:
+        """Write the part into the run, with where it came from in its header."""
+        imported = {"from": self.source, "layout": self.facts["layout"], "files": self.facts["files"]}
+        extra = {"imported": imported}
+        return run.save_part(self.target.role, self.target.module, extra=extra, tensors=tensors)
+
+
+def _find(target: Part, path: Path, layout: str | None = None) -> _Found:
+    """Read and map a part's public files; raises BadWeights as `import_public` does."""
+    state, files = _read(target, path)
     chosen = find(target, state, path, layout)
     facts = {
         "card": target.card,
@@ -72,33 +124,55 @@ def import_public(
         "dropped": dropped(target, chosen, state),
     }
     with torch.no_grad():
-        mapped = read(target, chosen, state)
+        mapped = _mapped(target, chosen, state, path)
     del state  # what the mapping dropped or joined is not kept
     facts |= _count(target, mapped, path)
     if hasattr(target.module, "fit"):  # shapes say nothing of what was fitted: the part itself looks at the values
         load_into(target.module, mapped, path)
         if not getattr(target.module, "ready", True):
             raise BadWeights(f"{path}: '{target.role}' was not fitted when this was written")
-    sources = [{"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size} for file in files]
-    tensors = _converted(target, mapped, progress)
-    with _whole(out, node, target.role) as place:
-        data = begun.data["data"] if begun else getattr(config, "data", None) or "shapes"
-        seed = begun.data["seed"] if begun else 0
-        run = RunFolder.create(place, node, config, seed=seed, data=data)
-        extra = {"imported": {"from": path.name, "layout": chosen, "files": sources}}
-        written = run.save_part(target.role, target.module, extra=extra, tensors=tensors).name
-        ready = outline.ready
-        missing = [role for role in outline.parts if not (ready[role] or run.finished(role))]
-    card = catalogue().cards.get(target.card)
-    return facts | {
-        "files": sources,
-        "ignored": _ignored(path, files),
-        "license": card.license if card else "",
-        "run": str(out),
-        "file": written,
-        "not_ready": missing,
-        "left_out": target.spec.left_out,
-    }
+    facts["files"] = [{"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size} for file in files]
+    return _Found(target, path.name, files, mapped, facts)
+
+
+def _vocabulary_files(part: Part) -> Any:
+    """Return the part's function from a place to its files that are no tensors; None: it has none."""
+    return getattr(part.module, "vocabulary_files", None)
+
+
+def _read(target: Part, path: Path) -> tuple[dict[str, Tensor], list[Path]]:
+    """Return a checkpoint's tensors, or the bytes of a vocabulary's files by name; and the files."""
+    vocabulary_files = _vocabulary_files(target)
+    if vocabulary_files is None or path.suffix == ".safetensors":
+        files = [file for file, _ in public_files(path)]
+        return read_public(path), files
+    named = vocabulary_files(path)
+    content = {name: np.frombuffer(file.read_bytes(), dtype=np.uint8).copy() for name, file in named.items()}
+    return {name: torch.from_numpy(data) for name, data in content.items()}, list(named.values())
+
+
+def _mapped(target: Part, layout: str, state: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    if _vocabulary_files(target) is None:
+        return read(target, layout, state)
+    try:
+        return read(target, layout, state)
+    except BadWeights as error:  # the only layouts that look at values
+        raise BadWeights(f"{path}: {error}") from error
+
+
+def _find_beside(readable: list[Part], path: Path, out: Path) -> tuple[dict[str, _Found], dict[str, str]]:
+    """Return what lies beside the weights, by role; and what does not: which file it is, and what to type."""
+    found: dict[str, _Found] = {}
+    lacking: dict[str, str] = {}
+    for part in readable:
+        folder = path if path.is_dir() else path.parent
+        try:
+            _vocabulary_files(part)(folder)
+        except BadWeights as error:
+            lacking[part.role] = f"{error}; have it and type: zoo import {out} FILE --part {part.role} --out {out}"
+        else:
+            found[part.role] = _find(part, folder)
+    return found, lacking
 
 
 def _begun(name: str, out: Path) -> RunFolder | None:
@@ -117,8 +191,10 @@ def _begun(name: str, out: Path) -> RunFolder | None:
     return begun
 
 
-def _source(node: Any, role: str) -> Path | None:
-    for step in role.split("."):
+def _source(node: Node, target: Part) -> Path | None:
+    """Return the run that the part's weights are in already, if any."""
+    steps = target.role.split(".")
+    for step in steps[1:] if target.alone else steps:
         node = node.children[step]
     return node.source
 
@@ -179,20 +255,20 @@ def _converted(target: Part, mapped: dict[str, Tensor], progress: Callable[[int,
 
 
 @contextmanager
-def _whole(out: Path, node: Node, role: str) -> Iterator[Path]:
+def _whole(out: Path, node: Node, roles: list[str]) -> Iterator[Path]:
     """Yield where to write the run: when the block fails, `out` is as it was.
 
     Args:
         out: the run folder.
         node: its parts, of which those of other runs are copied in.
-        role: the part that is written.
+        roles: the parts that are written.
     """
     if not (out / "run.toml").is_file():
         with atomic_write(out.absolute()) as place:  # "." has no name to write beside
             yield place
         return
     copied = [full_role(node, x) for x, part in node.walk() if part.source and part.source.resolve() != out.resolve()]
-    files = [file for x in (role, *copied) if not (file := out / f"{x}.safetensors").exists()]
+    files = [file for x in (*roles, *copied) if not (file := out / f"{x}.safetensors").exists()]
     before = (out / "run.toml").read_bytes()
     try:
         yield out
@@ -208,5 +284,6 @@ def _ignored(path: Path, files: list[Path]) -> list[str]:
     """Return what else is in the folder that was given."""
     if not path.is_dir():
         return []
-    others = [x for x in sorted(path.iterdir()) if x not in files and not x.name.startswith(".")]
+    used = {*files, *(file.parent for file in files)}
+    others = [x for x in sorted(path.iterdir()) if x not in used and not x.name.startswith(".")]
     return [f"{x.name}/" if x.is_dir() else x.name for x in others]

@@ -45,13 +45,15 @@ def part_of(node: Node, config: Any, outline: Any, role: str | None = None) -> P
     Args:
         node, config: what `resolve_tree` returned.
         outline: the system, built on the meta device.
-        role: as in `outline.parts`.
+        role: as in `outline.parts`; None of a system: the one part of its own family that reads public weights.
 
     Raises:
         UnknownName: there is no such part.
         PartMismatch: it is a system's, and which one is meant was not said.
     """
     alone = node.interface != "generator"
+    if role is None and not alone:
+        role = _main(node, outline)
     if role is None and not alone:
         public = _list(layouts_of(node)) or "none of them"
         raise PartMismatch(f"'{node.card}' is a whole system: say which part with --part; public weights: {public}")
@@ -66,6 +68,15 @@ def part_of(node: Node, config: Any, outline: Any, role: str | None = None) -> P
     if node.spec is None or not isinstance(outline.parts[role], nn.Module):
         raise BadWeights(f"'{role}' was given as an object: its weights are not the zoo's")
     return Part(role, node.card, node.plugin, node.spec, config, outline.parts[role], alone)
+
+
+def _main(node: Node, outline: Any) -> str | None:
+    """Return the part of the system's own family that reads public weights, a vocabulary aside; None: not just one."""
+    own = [
+        role for role, part in node.walk() if role and part.plugin == node.plugin and part.spec and part.spec.interop
+    ]
+    found = [role for role in own if not hasattr(outline.parts[role], "vocabulary_files")]
+    return found[0] if len(found) == 1 else None
 
 
 def layouts_of(node: Node) -> dict[str, list[str]]:

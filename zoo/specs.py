@@ -28,9 +28,15 @@ class ModelSpec:
     """Public layout -> "module:function" `(state_dict, config) -> state_dict`, for `zoo import`.
 
     The function renames, reshapes and joins tensors and never reads their values: which layout a file has is found on
-    the meta device. It raises BadWeights for a key that is missing or left over, and drops what is no weight."""
+    the meta device. It raises BadWeights for a key that is missing or left over, and drops what is no weight. A part
+    with `vocabulary_files(place) -> {name: file}` is read from the bytes of these files instead, uint8 by name; its
+    functions read them where they are not on the meta device."""
     exports: Mapping[str, str] = attrs.field(factory=dict)
     """The way back, by the same names, for `zoo export --layout` and for messages that name the file's own keys."""
+    folders: Mapping[str, str] = attrs.field(factory=dict)
+    """Layout of a folder -> "module:function" `(state_dict, config, image_size) -> {file name: content}`, for
+    `zoo export --layout` into a folder: what other programs load by one call. Content is a state dict, or anything
+    JSON holds."""
     left_out: str = ""
     """What the public files do not hold and what to do about it: a sentence that `zoo import` prints."""
 

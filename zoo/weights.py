@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
+_ARRAYS = ".npz"
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".ckpt")
 _METADATA = "zoo"
 """All metadata is one entry, as JSON: the order of several would differ from one writing to the next."""
@@ -279,9 +280,9 @@ def _flexible(module: nn.Module) -> tuple[str, ...]:
 def read_public(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """Return the flat state dict of a public checkpoint: a file, or a folder of them.
 
-    Files: `.safetensors`, and pickles (`.pt .pth .bin .pkl .ckpt`) of a state dict, of a dict around one, or of a
-    whole module. Folders: `encoder.*` with `decoder.*` (their keys get those prefixes), an index with its shards, or
-    a single weight file.
+    Files: `.safetensors`; `.npz` of plain arrays; and pickles (`.pt .pth .bin .pkl .ckpt`) of a state dict, of a dict
+    around one, or of a whole module. Folders: `encoder.*` with `decoder.*` (their keys get those prefixes), an index
+    with its shards, or a single weight file.
 
     Raises:
         BadWeights: the file is missing, damaged, foreign, holds no tensors, or would run code when unpickled.
@@ -304,14 +305,30 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise BadWeights(f"{path}: no such weight file")
     if path.suffix == ".safetensors":
         return load_tensors(path)[0]
+    if path.suffix == _ARRAYS:
+        return _read_arrays(path)
     if path.suffix not in _PICKLES:
-        raise BadWeights(f"{path}: not a weight file; known are .safetensors {' '.join(_PICKLES)}")
+        raise BadWeights(f"{path}: not a weight file; known are .safetensors {_ARRAYS} {' '.join(_PICKLES)}")
     from zoo.pickles import harvest
 
     tensors = harvest(_unpickle(path))
     if not tensors:
         raise BadWeights(f"{path}: holds no tensors")
     return tensors
+
+
+def _read_arrays(path: Path) -> dict[str, Tensor]:
+    """Return the arrays of a `.npz`, such as a checkpoint of TensorFlow's is turned into."""
+    import zipfile
+
+    import numpy as np
+    import torch
+
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
+    except (ValueError, TypeError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+        raise BadWeights(f"{path}: cannot be read as plain arrays ({_line(error)})") from error
 
 
 def _unpickle(path: Path) -> Any:
@@ -329,7 +346,7 @@ def _unpickle(path: Path) -> Any:
 
 
 def _files_of_folder(folder: Path) -> list[tuple[Path, str]]:
-    files = sorted(x for x in folder.iterdir() if x.suffix in (".safetensors", *_PICKLES) and x.is_file())
+    files = sorted(x for x in folder.iterdir() if x.suffix in (".safetensors", _ARRAYS, *_PICKLES) and x.is_file())
     by_stem = {x.stem: x for x in reversed(files)}  # of two files with one stem, the one whose suffix sorts first
     if "encoder" in by_stem and "decoder" in by_stem:
         return [(by_stem[stem], f"{stem}.") for stem in ("encoder", "decoder")]

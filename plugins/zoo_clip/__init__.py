@@ -26,8 +26,9 @@ def zoo_specs() -> Iterable[ModelSpec]:
             },
             interop={"huggingface": "zoo_clip.interop:from_huggingface", "openai": "zoo_clip.interop:from_openai"},
             exports={"huggingface": "zoo_clip.interop:to_huggingface", "openai": "zoo_clip.interop:to_openai"},
-            left_out="CLIP's own vocabulary is in no weight file, and a tokenizer fitted here gives other ids: "
-            "score with image_features(images) and text_features(ids, mask), the ids from a public CLIP tokenizer, "
-            "the mask from zoo_clip.interop.caption_mask",
+            left_out="CLIP's own pieces are in no weight file, and a tokenizer fitted here gives other ids: "
+            "tokenizer=bpe-clip reads the published ones; or score with image_features(images) and "
+            "text_features(ids, mask), the ids from a public CLIP tokenizer, the mask from "
+            "zoo_clip.interop.caption_mask",
         )
     ]

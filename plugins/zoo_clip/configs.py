@@ -115,7 +115,7 @@ def clip_vit_b32() -> Clip:
         text_vocab=49408,
         text_length=77,
         embed_dim=512,
-        tokenizer=Ref("bpe-49408", "tokenizer"),
+        tokenizer=Ref("bpe-clip", "tokenizer"),
         train=Recipe(
             lr=5e-4,
             betas=(0.9, 0.98),

@@ -23,7 +23,8 @@ def _relative(name: str) -> ModelSpec:
         variants=_named("relatives", f"{name}-1.3b-prior", f"{name}-prior-tiny"),
         interop={name: f"zoo_dalle.interop:from_{name}"},
         exports={name: f"zoo_dalle.interop:to_{name}"},
-        left_out="the authors' tokenizer is a file of its own, which is not read",
+        left_out="these weights know the authors' pieces alone, which are files of their own: "
+        f"tokenizer=bpe-{name} reads them, and any other tokenizer gives other ids",
     )
 
 

@@ -81,7 +81,7 @@ def mindalle_1_3b() -> Autoregressive:
     """Return minDALL-E [1]. Its sampling keeps the 256 most probable codes."""
     return Autoregressive(
         image_size=256,
-        tokenizer=Ref("bpe-16384-64", "tokenizer"),
+        tokenizer=Ref("bpe-mindalle", "tokenizer"),
         codebook=Ref("vqgan-f16-16384", "codebook"),
         prior=Ref("mindalle-1.3b-prior", "prior"),
         sampling=Sampling(temperature=1.0, top_k=256),
@@ -92,7 +92,7 @@ def rudalle_1_3b() -> Autoregressive:
     """Return ruDALL-E Malevich [2]."""
     return Autoregressive(
         image_size=256,
-        tokenizer=Ref("bpe-16384-128", "tokenizer"),
+        tokenizer=Ref("bpe-rudalle", "tokenizer"),
         codebook=Ref("vqgan-gumbel-f8-8192", "codebook"),
         prior=Ref("rudalle-1.3b-prior", "prior"),
         sampling=Sampling(temperature=1.0, top_k=2048, top_p=0.995),

@@ -3,9 +3,14 @@
 [1] A. Ramesh et al.: Zero-Shot Text-to-Image Generation. arXiv:2102.12092
 [2] A. Radford et al.: Learning Transferable Visual Models From Natural Language Supervision. arXiv:2103.00020
 [3] I. Provilkov, D. Emelianenko, E. Voita: BPE-Dropout. arXiv:1910.13267
+[4] github.com/openai/CLIP, clip/simple_tokenizer.py and clip/clip.py
+[5] github.com/kakaobrain/minDALL-E, dalle/models/tokenizer.py; its vocabulary has 16 384 pieces
+[6] github.com/ai-forever/ru-dalle, rudalle/tokenizer.py and rudalle/pipelines.py
 """
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import attrs
 from attrs import validators as v
@@ -42,6 +47,52 @@ class Bpe:
     def cost(self, batch: int = 1) -> Cost:
         """Return nothing: it is fitted, and has no parameters."""
         return Cost()
+
+
+BYTES = 2 * 256 + 2
+"""Pieces of CLIP's that are no merges: each byte inside a word and at its end, and two marks ([4])."""
+
+
+@attrs.frozen(kw_only=True)
+class PublicBpe:
+    """A byte-pair tokenizer that reads captions as a published system does; its vocabulary is imported, or fitted."""
+
+    style: Literal["clip", "mindalle", "rudalle"] = "clip"
+    """Whose: how captions are cleaned and cut into words, what is done with unknown letters, which marks are set."""
+    vocab_size: int = attrs.field(default=49408, validator=v.ge(16))
+    """Pieces of the vocabulary, marks included. An imported one has exactly so many, a fitted one at most."""
+    length: int = attrs.field(default=77, validator=v.ge(3))
+    """Tokens of one encoded caption, marks included; longer captions are cut."""
+    captions: int = attrs.field(default=1_000_000, validator=v.ge(1))
+    """Most captions a fit reads; of a larger corpus the seed draws as many."""
+
+    @vocab_size.validator
+    def _spells_bytes(self, attribute: Any, value: int) -> None:
+        if self.style == "clip" and value < BYTES:
+            raise ValueError(f"vocab_size: {value} is too few for style='clip', which spells {BYTES} bytes and marks")
+
+    def facts(self, image_size: int) -> Facts:
+        """Return the vocabulary and length, which no picture size changes."""
+        return Facts(vocab_size=self.vocab_size, length=self.length)
+
+    def cost(self, batch: int = 1) -> Cost:
+        """Return nothing: it has no parameters."""
+        return Cost()
+
+
+def bpe_clip() -> PublicBpe:
+    """Return CLIP's tokenizer: 49 408 pieces of bytes, 77 tokens with a mark at each end ([2] section 2.4, [4])."""
+    return PublicBpe(style="clip", vocab_size=49408, length=77)
+
+
+def bpe_mindalle() -> PublicBpe:
+    """Return minDALL-E's tokenizer: 16 384 pieces of letters, 64 tokens, no marks [5]."""
+    return PublicBpe(style="mindalle", vocab_size=16384, length=64)
+
+
+def bpe_rudalle() -> PublicBpe:
+    """Return ruDALL-E's tokenizer: 16 384 pieces of letters, 128 tokens with a mark at each end [6]."""
+    return PublicBpe(style="rudalle", vocab_size=16384, length=128)
 
 
 def bpe_16384() -> Bpe:

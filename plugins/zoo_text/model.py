@@ -10,9 +10,7 @@ from __future__ import annotations
 import io
 import random
 import unicodedata
-import warnings
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,10 +20,11 @@ from torch import Tensor, nn
 from zoo.errors import BadData, BadWeights, NotReady
 from zoo.interfaces import Dataset
 from zoo.rng import Rng
+from zoo_text.captions import PAD, alphabet, drawn, padded, warn_cut, warn_unread
 from zoo_text.configs import RESERVED, Bpe
 from zoo_text.merges import SPACE, Merges
 
-PAD, UNKNOWN, END = 0, 1, 2
+UNKNOWN, END = 1, 2
 
 
 def normalise(text: str, lowercase: bool) -> str:
@@ -39,27 +38,9 @@ def normalise(text: str, lowercase: bool) -> str:
     return " ".join(text.replace(SPACE, " ").replace("\0", " ").split())
 
 
-def _sample(texts: Iterable[str], most: int, seed: int) -> list[str]:
-    """Return all texts, or a uniform sample of `most` of them (reservoir)."""
-    kept: list[str] = []
-    source = random.Random(seed)
-    for i, text in enumerate(texts):
-        if i < most:
-            kept.append(text)
-        elif (j := source.randrange(i + 1)) < most:
-            kept[j] = text
-    return kept
-
-
-def _alphabet(texts: Iterable[str], most: int) -> set[str]:
-    """Return the commonest letters, ties in code point order; the rest is spelled in bytes."""
-    counts = Counter(letter for text in texts for letter in text)
-    return set(sorted(counts, key=lambda c: (-counts[c], c))[:most])
-
-
 def _train(captions: Sequence[str], vocab_size: int) -> bytes:
     """Return a sentencepiece model of at most `vocab_size` pieces. One thread, no sampling: the same every time."""
-    letters = _alphabet(captions, (vocab_size - RESERVED) // 2)  # leaves room for merges in any script
+    letters = alphabet(captions, (vocab_size - RESERVED) // 2)  # leaves room for merges in any script
     known = ("".join(c if c in letters else " " for c in text) for text in captions)
     written = io.BytesIO()
     SentencePieceTrainer.train(
@@ -117,8 +98,8 @@ class BpeTokenizer(nn.Module):
         Raises:
             BadData: the dataset has no captions.
         """
-        drawn = _sample(dataset.texts(), self.config.captions, seed)
-        captions = [text for text in (normalise(t, self.config.lowercase) for t in drawn) if text]
+        chosen = drawn(dataset.texts(), self.config.captions, seed)
+        captions = [text for text in (normalise(t, self.config.lowercase) for t in chosen) if text]
         if not captions:
             raise BadData(f"{dataset.uri}: no captions, so there is nothing to fit a tokenizer on")
         try:
@@ -148,14 +129,9 @@ class BpeTokenizer(nn.Module):
         room = self.length - self.config.end
         self._warn(rows, room, training=rng is not None)
         if rng is None:
-            self._warn_unread(texts, rows)
-        ids = torch.zeros(len(rows), self.length, dtype=torch.int64)
-        mask = torch.zeros(len(rows), self.length, dtype=torch.bool)
-        for i, row in enumerate(rows):
-            kept = row[:room] + [END] * self.config.end
-            ids[i, : len(kept)] = torch.tensor(kept, dtype=torch.int64)
-            mask[i, : len(kept)] = True
-        return ids.to(self.proto.device), mask.to(self.proto.device)
+            spelled = "is spelled in bytes: the tokenizer was fitted on no such letters"
+            warn_unread(texts, rows, range(END + 1, RESERVED), spelled)
+        return padded([row[:room] + [END] * self.config.end for row in rows], self.length, self.proto.device)
 
     def decode(self, ids: Tensor) -> list[str]:
         """Return one string a row of ids [B,T]; padding, end and ids without a piece are dropped."""
@@ -173,27 +149,15 @@ class BpeTokenizer(nn.Module):
 
     def _warn(self, rows: Sequence[list[int]], room: int, *, training: bool) -> None:
         """Say what is cut: at every call, but once in training, where it would come at every step."""
-        long = [row for row in rows if len(row) > room]
-        if not long or (training and self._warned):
-            return
-        self._warned = self._warned or training
-        lost = self._ready().decode(long[0][room:])
-        others = f" (and {len(long) - 1} more of {len(rows)} captions)" if len(long) > 1 else ""
-        text = f"caption truncated to {room} of {len(long[0])} tokens: '... {lost}' is cut{others}"
-        warnings.warn(text, UserWarning, stacklevel=3)
-
-    def _warn_unread(self, texts: Sequence[str], rows: Sequence[list[int]]) -> None:
-        """Say which captions say nothing to a reader of these pieces."""
-        for text, row in zip(texts, rows, strict=True):
-            if not row:
-                warnings.warn("caption is empty: nothing is read of it", UserWarning, stacklevel=3)
-            elif 2 * sum(END < i < RESERVED for i in row) > len(row):
-                said = f"caption '{text[:40]}' is spelled in bytes: the tokenizer was fitted on no such letters"
-                warnings.warn(said, UserWarning, stacklevel=3)
+        if not (training and self._warned):
+            self._warned |= warn_cut(rows, room, self._ready().decode) and training
 
     def _ready(self) -> SentencePieceProcessor:
         if not self.ready:
-            raise NotReady("the tokenizer is not fitted: train the run's 'tokenizer' part first")
+            raise NotReady(
+                "the tokenizer is not fitted: train the part of the run that reads it; imported weights need the "
+                "pieces they were trained on: see bpe-clip, bpe-mindalle and bpe-rudalle"
+            )
         if self._processor is None:
             self._processor = SentencePieceProcessor(model_proto=bytes(self.proto.cpu().numpy()))
         return self._processor

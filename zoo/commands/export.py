@@ -1,8 +1,9 @@
-"""`zoo export`: the weights of a run or of a checkpoint, in one safetensors file, also in a public layout."""
+"""`zoo export`: the weights of a run or of a checkpoint, in one safetensors file, or in a public layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -11,15 +12,19 @@ from typing import Any
 import click
 
 from zoo.errors import BadRun, BadWeights, PartMismatch, UnknownName
+from zoo.files import atomic_text, atomic_write
 from zoo.runs import RunFolder
+
+Found = Callable[[], Mapping[str, Any]]
+"""A part's weights, opened when it is called."""
 
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
 @click.option("--part", help="One part alone, under its own names. Default: every part that has weights.")
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), required=True, help="The file to write.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, or a new folder.")
 @click.option("--raw", is_flag=True, help="Weights as trained, not their moving average: those of the checkpoints.")
-@click.option("--layout", help="A public layout, such as openai, for other programs. Default: the zoo's own names.")
+@click.option("--layout", "--to", help="A public layout, such as openai, for others. Default: the zoo's own names.")
 def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None) -> None:
     """Write the weights of RUN, a run folder or one checkpoint in it, as one safetensors file.
 
@@ -27,10 +32,12 @@ def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None
     zoo export runs/dalle --part prior --out prior.safetensors
     zoo export runs/dalle/checkpoints/prior/step-00001000 --out prior.safetensors
     zoo export runs/clip --layout huggingface --out model.safetensors
+    zoo export runs/imagegpt --layout transformers --out FOLDER
 
     A part that is done is taken as it was saved, one that is being trained (with --raw any that has one) from its
     newest whole checkpoint, however many processes wrote it. One tensor is held at a time; with --layout, which is
-    of one part, all of the part's.
+    of one part, all of the part's. Some layouts are folders of several files, which other programs load by one call:
+    where --out has no suffix, such a folder is written, of all parts that are done and belong in it.
     """
     from zoo.weights import stream_tensors
 
@@ -48,6 +55,11 @@ def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None
                     f"{run} has no weights of such a part: part", part, parts, f"it has {', '.join(parts)}"
                 )
             parts = {part: parts[part]}
+        if layout is not None and not out.suffix and (found := _of_folder(run, parts, layout)):
+            _write_folder(run, found, layout, out)
+            return
+        if out.is_dir():
+            raise BadRun(f"'{out}' is a folder, and these weights are one file; choose another --out")
         alone = len(parts) == 1
         if layout is not None and not alone:
             raise PartMismatch(f"a layout is of one part: say which with --part; {run} has {', '.join(parts)}")
@@ -63,28 +75,77 @@ def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None
 
 def _in_layout(run: Path, role: str, layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return a part's tensors in a public layout."""
+    from zoo.layouts import write
+
+    (part,), _ = _outlined(run, [role])
+    return _lazy(write(part, layout, _state(run, part, tensors)))
+
+
+def _outlined(run: Path, roles: Iterable[str]) -> tuple[list[Any], Any]:
+    """Return the run's parts of these roles, as shapes only, and its config."""
     from zoo.construct import construct
-    from zoo.layouts import part_of, write
+    from zoo.layouts import part_of
     from zoo.resolution import resolve_tree
-    from zoo.weights import Lazy, mismatch
 
     home = run if (run / "run.toml").is_file() else run.resolve().parents[2]  # of RUN/checkpoints/PART/STEP
     node, config = resolve_tree(str(RunFolder(home).path.resolve()))
-    part = part_of(node, config, construct(node, config, device="meta"), role)
+    outline = construct(node, config, device="meta")
+    return [part_of(node, config, outline, role) for role in roles], config
+
+
+def _state(run: Path, part: Any, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all of a part's tensors, read."""
+    from zoo.weights import mismatch
+
     state = {name: lazy.fetch() for name, lazy in tensors.items()}
     if misfit := mismatch(part.module, state):
         raise BadWeights(f"{run}: {misfit}")
-    there = write(part, layout, state)
-    return {name: Lazy(tuple(x.shape), x.dtype, partial(there.pop, name)) for name, x in there.items()}
+    return state
+
+
+def _lazy(state: dict[str, Any]) -> dict[str, Any]:
+    """Return tensors as they are written, each let go of after."""
+    from zoo.weights import Lazy
+
+    return {name: Lazy(tuple(x.shape), x.dtype, partial(state.pop, name)) for name, x in state.items()}
+
+
+def _of_folder(run: Path, parts: Mapping[str, Found], layout: str) -> list[tuple[Any, Found]]:
+    """Return the parts that have files in a folder of this layout."""
+    found, _ = _outlined(run, parts)
+    return [(part, parts[part.role]) for part in found if layout in part.spec.folders]
+
+
+def _write_folder(run: Path, found: list[tuple[Any, Found]], layout: str, out: Path) -> None:
+    """Write a folder that other programs load, whole or not at all.
+
+    Raises:
+        BadRun: there is something at `out`.
+    """
+    from zoo.specs import locate
+    from zoo.weights import stream_tensors
+
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise BadRun(f"'{out}' exists; a folder in layout {layout} is written whole: choose another --out")
+    _, config = _outlined(run, [])
+    files: dict[str, Any] = {}
+    for part, tensors in found:
+        make = locate(part.spec.folders[layout])
+        files |= make(_state(run, part, tensors()), part.config, getattr(config, "image_size", None))
+    with atomic_write(out) as place:
+        place.mkdir()
+        for name, content in files.items():
+            if name.endswith(".safetensors"):
+                stream_tensors(place / name, _lazy(content), foreign=True)
+            else:
+                atomic_text(place / name, json.dumps(content, indent=1) + "\n")
+    click.echo(f"{out}: {', '.join(part.role for part, _ in found)}; {', '.join(sorted(files))}")
 
 
 def _count(shape: tuple[int, ...]) -> int:
     import math
 
     return math.prod(shape)
-
-
-Found = Callable[[], Mapping[str, Any]]
 
 
 def _parts(run: Path, raw: bool, files: ExitStack) -> dict[str, Found]:

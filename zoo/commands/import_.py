@@ -28,8 +28,8 @@ def import_public(
     zoo import dalle-12b FOLDER --part codebook --out runs/dalle
 
     The folder is then what a training run leaves: `zoo.load`, `zoo sample`, `--set codebook=runs/dvae`. A second
-    import into it adds another part. Pickles are read without running or importing anything they name. What
-    `zoo export` wrote is read too.
+    import into it adds another part. A published tokenizer's files that lie beside the weights are read with them.
+    Pickles are read without running or importing anything they name. What `zoo export` wrote is read too.
     """
     from zoo import importing
     from zoo.front import bar
@@ -61,7 +61,11 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if dropped := facts["dropped"]:
         some = ", ".join(dropped[:3]) + (" ..." if len(dropped) > 3 else "")
         rows.append(("dropped", f"{len(dropped):,} tensors of the file, no weights of this model: {some}"))
-    rows += [("source", f"{x['name']}  {x['bytes']:,} bytes  sha256 {x['sha256']}") for x in facts["files"]]
+    rows += _sources(facts)
+    for other in facts["beside"]:
+        rows.append(("beside", f"{other['part']} ({other['card']}), layout {other['layout']}"))
+        rows += _sources(other)
+    rows += [("lacking", f"{role}: {text}") for role, text in facts["lacking"].items()]
     if facts["ignored"]:
         rows.append(("ignored", ", ".join(facts["ignored"])))
     rows.append(("license", f"{facts['license'] or 'not stated'} (of the card; the weights keep their publisher's)"))
@@ -71,3 +75,7 @@ def _lines(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if facts["left_out"]:
         rows.append(("note", facts["left_out"]))
     return rows
+
+
+def _sources(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    return [("source", f"{x['name']}  {x['bytes']:,} bytes  sha256 {x['sha256']}") for x in facts["files"]]
