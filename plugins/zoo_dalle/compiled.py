@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.nn.precision import wide
 from zoo_dalle.decode import Slots, caches, normed, opened, start
 from zoo_dalle.layers import Attention, Block
 
@@ -57,7 +58,7 @@ class Table(nn.Module):
         q, new = qkv[:, 0], qkv[:, 1:].transpose(0, 1)
         kv.index_copy_(3, self.slot[i], new)
         k, v = kv if self.index is None else kv.index_select(3, self.index[i].squeeze(0))
-        scores = (q @ k.transpose(-1, -2)).to(self.bias) * q.shape[-1] ** -0.5 + self.bias[i]
+        scores = wide(q @ k.transpose(-1, -2)) * q.shape[-1] ** -0.5 + self.bias[i]
         return (scores.softmax(-1).to(v) @ v).flatten(1)
 
 

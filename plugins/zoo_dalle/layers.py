@@ -15,13 +15,13 @@ write to the residual stream scaled by 1/sqrt(number of branches), biases 0.
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.nn.precision import full_precision
 from zoo.nn.residual import Residual
 from zoo_dalle.configs import DallePrior
 
@@ -36,11 +36,6 @@ Attend = Callable[[Tensor], Tensor]
 
 Sink = Callable[[Tensor, Tensor], None]
 """Takes a layer's keys and values [B,H,L,E]."""
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast: [1] keeps gains, embeddings and both heads in fp32."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 class Linear(nn.Linear):

@@ -9,7 +9,8 @@ positions.
 
 from __future__ import annotations
 
-import attrs
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,14 +18,15 @@ from torch.nn import functional as F
 from zoo.errors import ConfigError, PartMismatch
 from zoo.interfaces import Batch, Cond, Losses
 from zoo.nn import across
+from zoo.nn.cached import Drawing, dropped
 from zoo.nn.frozen import Frozen
-from zoo.nn.sampling import check_guidance, check_prefix, check_sampling, draw, guide
+from zoo.nn.precision import full_precision
 from zoo.parts import Facts, Grid
 from zoo.rng import Rng
 from zoo_dalle import configs
 from zoo_dalle.compiled import CompiledDecoder
 from zoo_dalle.decode import Decoder
-from zoo_dalle.layers import Block, Embedding, Head, Norm, Sink, full_precision
+from zoo_dalle.layers import Block, Embedding, Head, Norm, Sink
 from zoo_dalle.masks import Masks
 from zoo_dalle.prefixes import Caption, CaptionHead, prefix
 
@@ -166,8 +168,7 @@ class DallePrior(nn.Module):
         """Return the condition with the rows that training drops [2]."""
         if not self.training or self.config.cond_drop == 0 or self.config.reads == "nothing":
             return cond
-        drop = rng.fork("cond_drop").uniform(device=device) < self.config.cond_drop
-        return attrs.evolve(cond, drop=drop if cond.drop is None else drop | cond.drop)
+        return dropped(cond, self.config.cond_drop, rng, device)
 
     def sample(
         self,
@@ -187,52 +188,18 @@ class DallePrior(nn.Module):
             ConfigError: a setting or the prefix is out of range, or guidance of a prior without a null condition.
             PartMismatch: no condition where this prior reads one, or one of another size.
         """
-        check_sampling(temperature, top_k, top_p)
-        check_guidance(guidance, 0.0 if self.config.reads == "nothing" else self.config.cond_drop)
-        device = self.head.weight.device
-        codes = torch.full((batch, self.length), -1, device=device) if prefix is None else prefix.to(device).clone()
-        given = 0 if prefix is None else check_prefix(codes, batch, self.length, self.vocab_size)
-        with torch.inference_mode():
-            u = rng.uniform(self.length, device=device)
-            if guidance != 1:
-                cond = with_null(cond, batch, device)
-            # In the weights' own precision: the cached products write into buffers, which autocast does not see.
-            with full_precision(u):
-                self._fill(codes, cond, given, u, guidance, (temperature, top_k, top_p))
-        return codes
+        drawing = Drawing(
+            length=self.length,
+            vocab_size=self.vocab_size,
+            cond_drop=0.0 if self.config.reads == "nothing" else self.config.cond_drop,
+            device=self.head.weight.device,
+            decoder=partial(CompiledDecoder if self.compiled else Decoder, self),
+        )
+        return drawing.sample(
+            cond, batch=batch, temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance, rng=rng,
+            prefix=prefix,
+        )  # fmt: skip
 
     def compile_sampling(self) -> None:
         """Compile the step of `sample` when it first draws, which takes seconds; measure whether it pays."""
         self.compiled = True
-
-    def _fill(
-        self,
-        codes: Tensor,
-        cond: Cond,
-        given: int,
-        u: Tensor,
-        guidance: float,
-        how: tuple[float, int | None, float | None],
-    ) -> None:
-        """Draw the free codes of [B,N] in place; the first `given` columns hold none."""
-        if given == self.length or len(codes) == 0:
-            return
-        streams = 1 if guidance == 1 else 2
-        # Rows may be given to different lengths: past the shortest, a given code replaces the drawn one.
-        ragged = int((codes >= 0).sum(1).max())
-        decoder = (CompiledDecoder if self.compiled else Decoder)(self, streams * len(codes))
-        logits = decoder.start(codes[:, :given].repeat(streams, 1), cond)
-        for i in range(given, self.length):
-            drawn = draw(logits if streams == 1 else guide(logits, guidance), u[:, i], *how)
-            if i < ragged:
-                drawn = torch.where(codes[:, i] >= 0, codes[:, i], drawn)
-            codes[:, i] = drawn
-            if i + 1 < self.length:
-                logits = decoder.step(drawn if streams == 1 else drawn.repeat(2), i)
-
-
-def with_null(cond: Cond, batch: int, device: torch.device) -> Cond:
-    """Return 2B rows: the condition, then the same with every row dropped [2]."""
-    drop = torch.zeros(batch, dtype=torch.bool, device=device) if cond.drop is None else cond.drop
-    doubled = {name: torch.cat((x, x)) for name, x in cond.filled().items()}
-    return Cond(**{**doubled, "drop": torch.cat((drop, torch.ones_like(drop)))})

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 
 from zoo.errors import ConfigError, PartMismatch
 from zoo.interfaces import Cond
+from zoo.nn.precision import full_precision
 from zoo_dalle import configs
-from zoo_dalle.layers import Embedding, Head, full_precision
+from zoo_dalle.layers import Embedding, Head
 
 
 def all_null(cond: Cond) -> bool:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn import across
-from zoo.nn.quantise import GradientCodes, Quantised, VectorQuantiser, code_curves, full_precision, wide
+from zoo.nn.precision import full_precision, wide
+from zoo.nn.quantise import GradientCodes, Quantised, VectorQuantiser, code_curves
 from zoo.rng import Rng
 from zoo_vqgan import configs
 

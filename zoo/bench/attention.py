@@ -30,6 +30,8 @@ LENGTH = TEXT + GRID[0] * GRID[1]
 KINDS = ("row", "column", "conv")
 SIZES = {"width": WIDTH, "heads": HEADS, "text": TEXT, "codes": GRID[0] * GRID[1]}
 MEMORY_BATCH = 16
+RETURNED = MEMORY_BATCH * LENGTH * 4 * WIDTH * torch.float32.itemsize
+"""Bytes of the output, and of the gradients of queries, keys and values."""
 STACK, DEPTH = 12, 8
 
 
@@ -75,7 +77,10 @@ def peak(kind: str, which: str) -> int:
 
 
 def memory_rows() -> list[Row]:
-    """Return the peak memory of one layer, output and gradients included, each measured in a process of its own."""
+    """Return the peak memory of one layer, each measured in a process of its own.
+
+    Once with the output and the gradients, and once without them: no attention can do without these.
+    """
 
     def measured(kind: str, which: str) -> int:
         command = [sys.executable, "-m", "zoo.bench.attention", kind, which]
@@ -86,6 +91,8 @@ def memory_rows() -> list[Row]:
         ours, peer = (measured(kind, which) / 2**20 for which in ("blocks", "dense"))
         sizes = {**SIZES, "batch": MEMORY_BATCH}
         rows.append(Row(f"{kind} attention, peak memory", ours, peer, peer / ours, "MiB", sizes))
+        ours, peer = (x - RETURNED / 2**20 for x in (ours, peer))
+        rows.append(Row(f"{kind} attention, working memory", ours, peer, peer / max(ours, 1e-9), "MiB", sizes))
     return rows
 
 

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from zoo.bench.timing import Row
 from zoo.interfaces import Batch, Cond, Losses
-from zoo.nn.quantise import wide
+from zoo.nn.precision import wide
 from zoo.nn.residual import Residual
 from zoo.parts import Recipe
 from zoo.rng import Rng

@@ -51,13 +51,16 @@ class Frozen:
 
 
 class _Step:
-    """A module's forward, compiled at its first call, which must be on arguments like all later ones."""
+    """A module's forward, compiled at its first call, which must be on arguments like all later ones.
+
+    Sizes may differ later that `torch._dynamo.mark_dynamic` says of the first arguments.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         weight = next(module.parameters())
         own = weight.device.type == "cpu" and weight.dtype in OWN_PRODUCTS
         self.options = OPTIONS if own else {}
-        self.forward = torch.compile(module, dynamic=False, fullgraph=True)
+        self.forward = torch.compile(module, fullgraph=True)
         self.compiled = False
 
     def __call__(self, *arguments: Any) -> Tensor:
@@ -69,8 +72,10 @@ class _Step:
         from torch._dynamo import config as tracing
         from torch._inductor import config as compiling
 
-        # All steps of one class count together; beyond its limit, 8, the compiler gives up.
-        with compiling.patch(self.options), tracing.patch(recompile_limit=GRAPHS):
+        # All steps of one class count together: beyond its limit, 8, the compiler gives up, and a size that differs
+        # between two of them would be left open in the second.
+        traced = {"recompile_limit": GRAPHS, "automatic_dynamic_shapes": False}
+        with compiling.patch(self.options), tracing.patch(traced):
             made = self.forward(*arguments)
         self.compiled = True
         return made

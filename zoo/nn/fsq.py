@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.nn import across
-from zoo.nn.quantise import Quantised, code_curves, straight_through, wide
+from zoo.nn.precision import wide
+from zoo.nn.quantise import Quantised, code_curves, straight_through
 from zoo.rng import Rng
 
 

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 
 import attrs
 import torch
@@ -24,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from zoo.nn import across
+from zoo.nn.precision import full_precision, wide
 from zoo.rng import Rng
 
 _BLOCK = 1 << 24
@@ -276,16 +276,6 @@ def code_curves(used_K: Tensor) -> dict[str, Tensor]:
     """Return the curves every codebook reports, of a histogram of codes."""
     share, perplexity = usage(used_K)
     return {"perplexity": perplexity, "usage": share}
-
-
-def wide(x: Tensor) -> Tensor:
-    """Return x in fp32, or as it is in fp64."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def full_precision(x: Tensor) -> AbstractContextManager[object]:
-    """Return a context without autocast on the device of x; "meta" has none to begin with."""
-    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
 
 
 def _rows(x: Tensor) -> Tensor:
