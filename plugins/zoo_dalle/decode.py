@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.nn.rows import packed
+from zoo.nn.rows import Product, product
 from zoo.parts import Grid
 from zoo_dalle.configs import Kind, reach, seen
 from zoo_dalle.layers import Attention, Block, Mlp, Sandwich
@@ -179,7 +179,7 @@ def start(prior: DallePrior, kept: list[Cache], codes: Tensor, cond: Cond) -> Te
 class Layer:
     """One layer's packed weights."""
 
-    def __init__(self, block: Block, cache: Cache) -> None:
+    def __init__(self, block: Block, cache: Cache, rows: int) -> None:
         attention, after_attention = opened(block.attention.branch)
         mlp, after_mlp = opened(block.mlp.branch)
         attention, mlp = cast(Attention, attention), cast(Mlp, mlp)
@@ -187,38 +187,32 @@ class Layer:
         self.norms = attention.norm, mlp.norm
         self.sandwich = None if after_attention is None or after_mlp is None else (after_attention, after_mlp)
         self.approximate = mlp.approximate
-        self.qkv, self.out = packed(attention.qkv), packed(attention.out)
-        self.up, self.down = packed(mlp.up), packed(mlp.down)
+        self.qkv, self.out = product(attention.qkv, rows), product(attention.out, rows)
+        self.up, self.down = product(mlp.up, rows), product(mlp.down, rows)
 
-    def add(self, x: Tensor, y: Tensor, linear: tuple[Tensor, Tensor], branch: int) -> None:
+    def add(self, x: Tensor, y: Tensor, made: Product, branch: int) -> None:
         """Add a branch's last product to the residual stream [R,D], in place."""
-        bias, weight = linear
         if self.sandwich is None:
-            x.add_(bias).addmm_(y, weight)
+            made.add_to(x, y)
         else:
-            x.add_(normed(self.sandwich[branch], torch.addmm(bias, y, weight)))
+            x.add_(normed(self.sandwich[branch], made(y)))
 
 
 class Decoder:
-    """All layers' caches, and buffers that one step writes over the last one's.
+    """All layers' caches, and a buffer that one step writes over the last one's.
 
     Residual sums are made in place here: nothing is differentiated, recomputed or scaled.
     """
 
     def __init__(self, prior: DallePrior, rows: int) -> None:
-        config, weight = prior.config, prior.head.weight
-        width = config.width
         self.prior = prior
         self.caches = caches(prior, rows)
-        self.layers = [Layer(block, cache) for block, cache in zip(blocks(prior), self.caches, strict=True)]
+        self.layers = [Layer(block, cache, rows) for block, cache in zip(blocks(prior), self.caches, strict=True)]
         self.positions = prior.codes.positions()
         self.norms = [module for module in prior.norm.modules() if isinstance(module, nn.LayerNorm)]
-        self.head = packed(prior.head)
-        qkv = weight.new_empty(rows, 3, config.heads, width // config.heads)
-        self.qkv = qkv.view(rows, -1)
-        self.q, self.new_kv = qkv[:, 0, :, None], qkv[:, 1:].transpose(0, 1)
-        self.hidden = weight.new_empty(rows, config.mlp_ratio * width)
-        self.x = weight.new_empty(rows, width)
+        self.head = product(prior.head, rows)
+        self.x = prior.head.weight.new_empty(rows, prior.config.width)
+        self.heads = rows, 3, prior.config.heads, prior.config.width // prior.config.heads
 
     def start(self, codes: Tensor, cond: Cond) -> Tensor:
         """Read the condition and the given codes [R,n] in one pass; return logits [R,K] of code n."""
@@ -226,21 +220,18 @@ class Decoder:
 
     def step(self, code: Tensor, i: int) -> Tensor:
         """Read code i [R]; return logits [R,K] of code i + 1."""
-        x, qkv, hidden = self.x, self.qkv, self.hidden
+        x = self.x
         torch.index_select(self.prior.codes.token.weight, 0, code, out=x)
         x.add_(self.positions[i])
         for layer in self.layers:
             norm_attention, norm_mlp = layer.norms
-            bias, weight = layer.qkv
-            torch.addmm(bias, normed(norm_attention, x), weight, out=qkv)
-            layer.kv.select(3, layer.plan.slot(i)).copy_(self.new_kv)
+            qkv = layer.qkv(normed(norm_attention, x)).view(self.heads)
+            layer.kv.select(3, layer.plan.slot(i)).copy_(qkv[:, 1:].transpose(0, 1))
             k, v = layer.plan.read(layer.kv, i).unbind()
-            y = F.scaled_dot_product_attention(self.q, k, v).reshape(x.shape)
+            y = F.scaled_dot_product_attention(qkv[:, 0, :, None], k, v).reshape(x.shape)
             layer.add(x, y, layer.out, 0)
-            bias, weight = layer.up
-            torch.addmm(bias, normed(norm_mlp, x), weight, out=hidden)
+            hidden = layer.up(normed(norm_mlp, x))
             layer.add(x, F.gelu(hidden, approximate=layer.approximate), layer.down, 1)
         for norm in self.norms:
             x = normed(norm, x)
-        bias, weight = self.head
-        return torch.addmm(bias, x, weight)
+        return self.head(x)

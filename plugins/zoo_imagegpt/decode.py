@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.nn.rows import packed
+from zoo.nn.precision import wide
+from zoo.nn.rows import Product
 from zoo_imagegpt.layers import EPS, QUICK, Attention, Block, Mlp, Norm
 
 if TYPE_CHECKING:
@@ -23,12 +24,10 @@ if TYPE_CHECKING:
     from zoo_imagegpt.model import ImageGptPrior
 
 
-def folded(linear: nn.Linear, norm: Norm | None = None, scale: float = 1.0) -> Tensor:
-    """Return a packed weight [in,out] that includes a factor, and the gain of the norm before it."""
-    _, weight = packed(linear)
-    if norm is not None:
-        return weight * (norm.weight * scale)[:, None]
-    return weight if scale == 1 else weight * scale
+def folded(linear: nn.Linear, rows: int, norm: Norm | None = None, scale: float = 1.0) -> Product:
+    """Return a product that includes a factor, and the gain of the norm before it."""
+    weight = linear.weight if norm is None else linear.weight * norm.weight
+    return Product(weight if scale == 1 else weight * scale, rows)
 
 
 def normed(x: Tensor, eps: Tensor) -> Tensor:
@@ -66,34 +65,28 @@ def start(prior: ImageGptPrior, kept: list[Cache], codes: Tensor, cond: Cond) ->
 class Layer:
     """One layer's packed weights."""
 
-    def __init__(self, block: Block, cache: Cache) -> None:
+    def __init__(self, block: Block, cache: Cache, rows: int) -> None:
         attention, mlp = cast(Attention, block.attention.branch), cast(Mlp, block.mlp.branch)
         self.kv = cache.kv
-        self.qkv, self.out = folded(attention.qkv, attention.norm), folded(attention.out)
-        self.up, self.down = folded(mlp.up, mlp.norm, QUICK), folded(mlp.down, scale=1 / QUICK)
+        self.qkv, self.out = folded(attention.qkv, rows, attention.norm), folded(attention.out, rows)
+        self.up, self.down = folded(mlp.up, rows, mlp.norm, QUICK), folded(mlp.down, rows, scale=1 / QUICK)
 
 
 class Decoder:
-    """All layers' caches, and buffers that one step writes over the last one's.
+    """All layers' caches, and a buffer that one step writes over the last one's.
 
     Residual sums are made in place here: nothing is differentiated, recomputed or scaled.
     """
 
     def __init__(self, prior: ImageGptPrior, rows: int) -> None:
-        config, weight = prior.config, prior.head.weight
         self.prior = prior
-        width = config.width
         self.caches = caches(prior, rows, prior.length)
         blocks = cast(list[Block], list(prior.blocks))
-        self.layers = [Layer(block, cache) for block, cache in zip(blocks, self.caches, strict=True)]
-        self.positions = prior.position.weight
-        self.head = folded(prior.head, prior.norm)
-        self.eps = weight.new_full((1, 1), EPS, dtype=torch.promote_types(weight.dtype, torch.float32))
-        qkv = weight.new_empty(rows, 3, config.heads, width // config.heads)
-        self.qkv = qkv.view(rows, -1)
-        self.q, self.new_kv = qkv[:, 0, :, None], qkv[:, 1:].transpose(0, 1)
-        self.hidden = weight.new_empty(rows, config.mlp_ratio * width)
-        self.x = weight.new_empty(rows, width)
+        self.layers = [Layer(block, cache, rows) for block, cache in zip(blocks, self.caches, strict=True)]
+        self.head = folded(prior.head, rows, prior.norm)
+        self.x = prior.head.weight.new_empty(rows, prior.config.width)
+        self.eps = wide(self.x.new_full((1, 1), EPS))
+        self.heads = rows, 3, prior.config.heads, prior.config.width // prior.config.heads
 
     def start(self, codes: Tensor, cond: Cond) -> Tensor:
         """Read the condition and the given codes [R,n] in one pass; return logits [R,K] of code n."""
@@ -101,14 +94,15 @@ class Decoder:
 
     def step(self, code: Tensor, i: int) -> Tensor:
         """Read code i [R]; return logits [R,K] of code i + 1."""
-        x, qkv, hidden = self.x, self.qkv, self.hidden
+        x = self.x
         torch.index_select(self.prior.token.weight, 0, code, out=x)
-        x.add_(self.positions[i + 1])  # position 0 is the start vector's
+        x.add_(self.prior.position.weight[i + 1])  # position 0 is the start vector's
         for layer in self.layers:
-            torch.mm(normed(x, self.eps), layer.qkv, out=qkv)
-            layer.kv.select(3, i + 1).copy_(self.new_kv)
+            qkv = layer.qkv(normed(x, self.eps)).view(self.heads)
+            layer.kv.select(3, i + 1).copy_(qkv[:, 1:].transpose(0, 1))
             k, v = layer.kv[:, :, :, : i + 2].unbind()
-            x.addmm_(F.scaled_dot_product_attention(self.q, k, v).reshape(x.shape), layer.out)
-            torch.mm(normed(x, self.eps), layer.up, out=hidden)
-            x.addmm_(F.silu(hidden, inplace=True), layer.down)
-        return torch.mm(normed(x, self.eps), self.head)
+            y = F.scaled_dot_product_attention(qkv[:, 0, :, None], k, v)
+            layer.out.add_to(x, y.reshape(x.shape))
+            hidden = layer.up(normed(x, self.eps))
+            layer.down.add_to(x, F.silu(hidden, inplace=True))
+        return self.head(normed(x, self.eps))
