@@ -28,5 +28,14 @@ def zoo_specs() -> Iterable[Spec]:
             open="zoo.data.folder:open_folder",
             summary="your own pictures: folder:PATH, captions beside them or subfolders as labels",
         ),
+        *(
+            DatasetSpec(name=name, open=f"zoo.data.{module}", summary=f"{what}, from local files: {name}:PATH")
+            for name, module, what in (
+                ("mnist", "mnist:open_mnist", "handwritten digits"),
+                ("fashion-mnist", "mnist:open_fashion", "pieces of clothing in ten classes"),
+                ("cifar10", "cifar:open_cifar10", "photos of ten classes"),
+                ("cifar100", "cifar:open_cifar100", "photos of a hundred classes"),
+            )
+        ),
         EngineSpec(name="torch", build="zoo.train.engine:TorchEngine", summary="one process, plain torch"),
     ]

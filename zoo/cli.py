@@ -18,6 +18,8 @@ COMMANDS = {
     "doctor": "zoo.commands.plugins:doctor",
     "sample": "zoo.commands.sample:sample",
     "evaluate": "zoo.commands.evaluate:evaluate",
+    "probe": "zoo.commands.probe:probe",
+    "finetune": "zoo.commands.finetune:finetune",
     "import": "zoo.commands.import_:import_public",
     "export": "zoo.commands.export:export",
     "quickstart": "zoo.commands.quickstart:quickstart",

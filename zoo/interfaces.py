@@ -219,6 +219,17 @@ class Prior(Protocol):
 
 
 @runtime_checkable
+class Featured(Protocol):
+    """A prior that says what each of its layers makes of a picture, for linear probes and fine-tuning."""
+
+    def features(self, codes: Tensor, cond: Cond) -> list[Tensor]:
+        """Return [B,D] of each layer for codes [B,N], shallow to deep; -1 marks a masked code where not `causal`.
+
+        With gradient, where there is one. The last entry is what a class head stands on.
+        """
+
+
+@runtime_checkable
 class Denoiser(Protocol):
     """A network that predicts noise, velocity or the clean picture from a noisy one."""
 
@@ -351,7 +362,7 @@ class Engine(Protocol):
 
 
 __all__ = [
-    "INTERFACES", "Batch", "Codebook", "Cond", "Dataset", "Denoiser", "Engine", "Facts", "Fitted", "Generator",
-    "Grad", "Grid", "Latent", "Losses", "Prediction", "Prior", "Recipe", "Reduced", "Reducer", "Reranker",
-    "Shard", "TextEncoder", "Tokenizer", "Traffic", "Trainable",
+    "INTERFACES", "Batch", "Codebook", "Cond", "Dataset", "Denoiser", "Engine", "Facts", "Featured", "Fitted",
+    "Generator", "Grad", "Grid", "Latent", "Losses", "Prediction", "Prior", "Recipe", "Reduced", "Reducer",
+    "Reranker", "Shard", "TextEncoder", "Tokenizer", "Traffic", "Trainable",
 ]  # fmt: skip

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 
 from zoo import registry
-from zoo.errors import BadRun, PartMismatch
+from zoo.errors import BadRun, ConfigError, PartMismatch
 from zoo.resolution import is_run
 
 
@@ -28,22 +30,29 @@ from zoo.resolution import is_run
     "--compile",
     "compiled",
     is_flag=True,
-    help="Compile the sampling step; takes seconds once. Measure: on a CPU the plain step is often as fast.",
+    help="Compile the sampling step: several times faster once that is done, which takes a second or two a layer.",
+)
+@click.option("--complete", metavar="PICTURE[,...]", help="Continue the upper part of your own pictures, N a row.")
+@click.option(
+    "--keep",
+    type=click.FloatRange(0, 1, min_open=True, max_open=True),
+    default=0.5,
+    show_default=True,
+    help="Share of the picture, from the top, that --complete is given.",
 )
 def sample(
     run: str, prompts: tuple[str, ...], number: int, rerank: int | None, seed: int, out: Path, chunk: int,
-    compiled: bool, **how: Any,
+    compiled: bool, complete: str | None, keep: float, **how: Any,
 ) -> None:  # fmt: skip
     """Draw pictures of each PROMPT from the run folder RUN and write a captioned PNG grid.
 
     \b
     zoo sample runs/dalle "a red circle above a blue square" -n 8 --rerank 64 --seed 0 --out grid.png
+    zoo sample runs/imagegpt --complete half.png,other.png -n 4 --keep 0.5 --out completed.png
 
-    Without a PROMPT pictures are unconditional; a model that reads labels takes integers.
+    Without a PROMPT pictures are unconditional; a model that reads labels takes integers. With --complete a row of the
+    grid is what was given, N continuations and the original; a picture of another size is cropped to its middle square.
     """
-    from zoo.data.images import save_grid
-    from zoo.front import bar
-
     if not is_run(run):
         raise BadRun(f"'{run}' is not a run folder (no run.toml); train one: python scripts/train.py --model dalle")
     generator = registry.load(run)
@@ -52,22 +61,59 @@ def sample(
     asked = as_prompts(generator, prompts)
     if compiled:
         generator.compile_sampling()
-    codes = sum(h * w for h, w in generator.grids)
-    with bar(len(asked) * (rerank or number) * codes, "sampling", "code") as progress:
-        images = generator.generate(
-            asked,
-            images_per_prompt=number,
-            rerank=rerank,
-            seed=seed,
-            chunk=chunk,
-            progress=lambda done, total: progress.update(done - progress.n),
-            **how,
-        )
+    how |= {"seed": seed, "chunk": chunk}
+    if complete is None:
+        _draw(generator, asked, number, rerank, out, how)
+    else:
+        if rerank is not None:
+            raise ConfigError("--rerank chooses by caption; with --complete every continuation is shown: leave it out")
+        _complete(generator, complete, asked if prompts else [], number, keep, out, how)
+
+
+def _draw(
+    generator: Any, asked: list[Any], number: int, rerank: int | None, out: Path, how: dict[str, Any]
+) -> None:  # fmt: skip
+    """Draw `number` pictures of each prompt."""
+    from zoo.data.images import save_grid
+
+    with _progress(generator, len(asked) * (rerank or number)) as progress:
+        images = generator.generate(asked, images_per_prompt=number, rerank=rerank, progress=progress, **how)
     captions = [str(p) if p is not None else "" for p in asked for _ in range(number)]
     save_grid(out, images, captions, columns=number)
     click.echo(
         f"{out}: {len(images)} pictures, {number} a row, best first" if rerank else f"{out}: {len(images)} pictures"
     )
+
+
+def _complete(
+    generator: Any, paths: str, asked: list[Any], number: int, keep: float, out: Path, how: dict[str, Any]
+) -> None:  # fmt: skip
+    """Continue the pictures `number` times each."""
+    from zoo import completion
+    from zoo.data.images import save_grid
+
+    completion.check(generator)
+    size = generator.config.image_size
+    given = completion.read([paths] if Path(paths).is_file() else paths.split(","), size)
+    for note in filter(None, given.notes):
+        click.echo(note)
+    with _progress(generator, len(given.images) * number) as progress:
+        done = completion.complete(generator, given.images, number, keep=keep, prompts=asked, progress=progress, **how)
+    images, captions = completion.in_rows(done, given.images)
+    save_grid(out, images, captions, columns=number + 2, title=f"the upper {done.rows} of {size} rows are given")
+    click.echo(
+        f"{out}: {len(given.images)} pictures, the upper {done.rows} of {size} rows given, {number} continuations"
+    )
+
+
+@contextmanager
+def _progress(generator: Any, pictures: int) -> Iterator[Any]:
+    """Show a bar of codes; yield what `generate` tells."""
+    from zoo.front import bar
+
+    codes = sum(h * w for h, w in generator.grids)
+    with bar(pictures * codes, "sampling", "code") as progress:
+        yield lambda done, total: progress.update(done - progress.n)
 
 
 def as_prompts(generator: Any, prompts: tuple[str, ...]) -> list[Any]:

@@ -222,6 +222,10 @@ class FolderData:
                 return row
         raise BadData(f"{self.uri}: none of its {len(self)} {self.split} pictures can be read")
 
+    def labels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the labels of these rows, int64 [n], without reading pictures; -1 where there are no classes."""
+        return np.array([self._rows[int(row)].label for row in rows], dtype=np.int64)
+
     def texts(self) -> Iterator[str]:
         """Yield every caption.
 

@@ -205,6 +205,10 @@ class Shapes:
             return base.to_batch(changed, scenes.captions(), scenes.pair[:, 0].tolist())
         return Batch(images=levels.div_(255), texts=scenes.captions(), labels=scenes.pair[:, 0])
 
+    def labels(self, rows: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Return the labels of these rows, int64 [n], without drawing pictures."""
+        return plan(self.split, rows, self.objects).pair[:, 0].numpy()
+
     def texts(self) -> Iterator[str]:
         """Yield every caption."""
         for start in range(0, self.length, 4096):

@@ -144,6 +144,7 @@ def test_split_subfolders(tmp_path):
     with pytest.warns(UserWarning, match="no caption"):
         held = opened(tmp_path, "heldout")
     assert held.classes == ("a", "b", "c")
+    assert held.labels([1, 0]).tolist() == held.read([1, 0]).labels.tolist()
     assert held.read([0, 1]).labels.tolist() == [1, 2]
     assert list(held.texts()) == ["", "from the top"]
 

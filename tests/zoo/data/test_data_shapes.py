@@ -206,3 +206,9 @@ def test_coverage_equals_area():
         )
         cover = (240 - drawing.draw(objects, 256)[0, 1]) / 200  # red's green channel is 40
         assert float(cover.sum()) / 64 == pytest.approx(areas[name], rel=0.01)
+
+
+def test_labels_are_known_without_drawing():
+    data = open_shapes("", split="validation", size=16)
+    rows = [5, 0, 4095]
+    assert data.labels(rows).tolist() == data.read(rows).labels.tolist()
