@@ -27,7 +27,7 @@ from zoo_imagegpt import configs
 from zoo_imagegpt.compiled import CompiledDecoder
 from zoo_imagegpt.decode import Decoder
 from zoo_imagegpt.layers import STD_POSITION, Attention, Block, Embedding, Head, Norm, Sink
-from zoo_imagegpt.masked import MASKS, keep_mask, keep_masks, masked_mean
+from zoo_imagegpt.masked import keep_mask, masked_mean
 
 
 class ImageGptPrior(nn.Module):
@@ -112,47 +112,28 @@ class ImageGptPrior(nn.Module):
         """Return a mask [B,N], True where a code is seen, as "bert" draws it in training."""
         return keep_mask(rng, self.length, self.config.mask, device)
 
-    def features(self, codes: Tensor, cond: Cond, keep: Tensor | None = None) -> list[Tensor]:
+    def features(self, codes: Tensor, cond: Cond) -> list[Tensor]:
         """Return [B,D] of every layer, L + 1 in all: means over positions of what a linear probe reads [1] section 3.5.
 
         Layer l < L is the output of the norm before the attention of block l, layer L that of the final norm.
 
         Args:
-            codes: [B,N].
+            codes: [B,N]; -1 where a code is masked, which only "bert" takes, and is to be evaluated with.
             cond: what the prior reads.
-            keep: [B,N] bool; codes are masked where it is False. Only for "bert", which is to be evaluated with masks.
 
         Raises:
-            PartMismatch: another number of codes, or a mask for a causal prior.
+            PartMismatch: another number of codes, or masked ones for a causal prior.
         """
         if codes.shape[1] != self.length:
             raise PartMismatch(f"{codes.shape[1]} codes, and a picture of this prior has {self.length}")
-        if keep is not None and self.causal:
+        if self.causal and bool((codes < 0).any()):
             raise PartMismatch("a causal prior masks no codes")
-        codes = codes if keep is None else codes.masked_fill(~keep, -1)
         x = self.embed(codes[:, :-1] if self.causal else codes, cond)
         found = []
         for block in cast(list[Block], list(self.blocks)):
             found.append(cast(Attention, block.attention.branch).norm(x).mean(1))
             x = block(x)
         return [*found, self.norm(x).mean(1)]
-
-    def ensemble(self, codes: Tensor, cond: Cond, *, rng: Rng, masks: int = MASKS) -> list[list[Tensor]]:
-        """Return `features` under each of several masks of "bert"; `zoo_imagegpt.masked.vote` joins what follows.
-
-        Args:
-            codes: [B,N].
-            cond: what the prior reads.
-            rng: B rows; decides the masks.
-            masks: how many; [1] section 4.5 has 5.
-
-        Returns:
-            One list a mask, of [B,D] a layer. A causal prior has one answer, without a mask.
-        """
-        if self.causal:
-            return [self.features(codes, cond)]
-        keeps = keep_masks(rng, self.length, self.config.mask, masks, codes.device)
-        return [self.features(codes, cond, keep) for keep in keeps]
 
     def _nats(self, logits: Tensor, codes: Tensor) -> Tensor:
         with full_precision(logits):

@@ -22,6 +22,7 @@ TRAINED = [
     "clip-tiny",
     "dalle-prior-tiny",
     "dvae-tiny",
+    "imagegpt-prior-tiny",
     "pixelcnn-tiny",
     "vae",
     "vqgan-tiny",
@@ -29,6 +30,8 @@ TRAINED = [
     "vqvae-sonnet",
     "vqvae-tiny",
 ]
+CAUSAL = ["clip-tiny", "dalle-prior-tiny", "imagegpt-prior-tiny"]
+"""Of which, those with attention under a mask."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +83,7 @@ def test_recomputed_branches_keep_their_inputs_alone(name):
 
 
 @pytest.mark.filterwarnings("ignore:caption truncated")
-@pytest.mark.parametrize("name", [n for n in TRAINED if n not in ("clip-tiny", "dalle-prior-tiny")])
+@pytest.mark.parametrize("name", [n for n in TRAINED if n not in CAUSAL])
 def test_flops_are_those_of_torchs_counter(name):
     case, part = trained(name)
     loss = loss_of(case, part)
@@ -90,7 +93,7 @@ def test_flops_are_those_of_torchs_counter(name):
 
 
 @pytest.mark.filterwarnings("ignore:caption truncated")
-@pytest.mark.parametrize("name", ["clip-tiny", "dalle-prior-tiny"])
+@pytest.mark.parametrize("name", CAUSAL)
 def test_flops_of_attention_are_those_of_the_kept_keys(name):
     """The counter takes masked products for whole ones; they are the only batched products of these models."""
     case, part = trained(name)
@@ -109,6 +112,8 @@ def kept_products(name, config, part):
         tokens, patches = config.text_length, 1 + (config.image_size // config.patch) ** 2
         causal = int(torch.ones(tokens, tokens).tril().sum())
         return config.text_layers * config.text_width * causal + config.vision_layers * config.vision_width * patches**2
+    if name == "imagegpt-prior-tiny":
+        return config.depth * config.width * part.length * (part.length + 1) // 2
     length = part.prefix.length + part.length - 1
     masks = (part.masks.dense(kind, length, torch.device("cpu")) for kind in part.kinds)
     return config.width * sum(int(mask.sum()) for mask in masks)

@@ -34,7 +34,7 @@ class TrainOptions:
     part: str | None = None
     """The stage to train; None: all that are not trained yet, in order."""
     data: str | None = None
-    """"shapes", "emoji", "folder:PATH"; None: what the run was begun with, else the card's default."""
+    """"shapes", "folder:PATH", "cifar10:PATH" ...; None: what the run was begun with, else the card's default."""
     init: str | None = None
     """Whose weights training starts from: a run folder, or a safetensors file of the one part trained; None: new ones,
     or those the run was begun from."""
@@ -81,7 +81,9 @@ class TrainOptions:
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.option("--model", required=True, help="A model of `zoo list`, or a run folder to go on with.")
 @click.option("--part", help="Train this part alone, such as codebook or prior. Default: all that are left, in order.")
-@click.option("--data", help="shapes, emoji, folder:PATH. Default: the run's, else the model's own (embedded).")
+@click.option(
+    "--data", help="shapes, emoji, folder:PATH, mnist:PATH, cifar10:PATH ... Default: the run's, else the model's own."
+)
 @click.option("--init", metavar="RUN|FILE", help="Start from these weights: a run folder, or a part's safetensors.")
 @click.option("--steps", type=click.IntRange(1), help="Updates. Default: the recipe's.")
 @click.option("--batch", type=click.IntRange(1), help="Global batch, whatever the number of processes.")
