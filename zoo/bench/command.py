@@ -17,6 +17,7 @@ BENCHES = {
     "candidates": "zoo.bench.candidates",
     "dalle": "zoo.bench.dalle",
     "imagegpt": "zoo.bench.imagegpt",
+    "imagegpt-run": "zoo.bench.imagegpt_run",
     "memory": "zoo.bench.memory",
     "moments": "zoo.bench.moments",
     "powersgd": "zoo.bench.powersgd",
@@ -41,6 +42,8 @@ def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
     machine with nothing else running. (resblock compares what trainings end at.)
 
     moments: Adam's in 16 bits beside fp32 ones, in bytes, time and the loss of a training.
+
+    imagegpt-run: ImageGPT and transformers' trained for ten minutes each, in bits per dimension.
 
     candidates: what a process needs to draw 512 pictures of a caption, beside 64.
 

@@ -176,7 +176,7 @@ def peak(which: str, batch: int) -> int:
     """Return the bytes by which updates raise this process's highest memory: weights' gradients and moments too."""
     size = Size()
     model = MODELS[which](size).train()
-    call = training(*((model, model) if which == "ours" else (None, model)), size, batch)[which == "peer"]
+    call = training(model, model, size, batch)[which == "peer"]
     before = resident("VmRSS")
     for _ in range(2):
         call()
