@@ -7,6 +7,7 @@ packed weights has neither wait. A graph is of one number of rows, takes seconds
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -17,8 +18,8 @@ OPTIONS: dict[str, Any] = {"freezing": True, "max_autotune": True, "max_autotune
 OWN_PRODUCTS = (torch.float32, torch.bfloat16, torch.float16)
 """Number formats it has products for."""
 
-GRAPHS = 64
-"""Of one class of step, in a process."""
+KEPT = 4
+"""Graphs that a model keeps, each with a copy of the weights: those of the last numbers of rows."""
 
 Weights = tuple[tuple[int, int], ...]
 
@@ -38,9 +39,12 @@ class Frozen:
             make: builds the step.
         """
         weights = tuple((p.data_ptr(), p._version) for p in model.parameters())
-        known = self._made.get(rows)
+        known = self._made.pop(rows, None)
         if known is None or known[0] != weights:
-            known = self._made[rows] = weights, _Step(make())
+            known = weights, _Step(make())
+        self._made[rows] = known  # the last of them
+        for oldest in [*self._made][:-KEPT]:
+            del self._made[oldest]
         return known[1]
 
     def __deepcopy__(self, memo: dict[int, object]) -> Frozen:
@@ -60,7 +64,7 @@ class _Step:
         weight = next(module.parameters())
         own = weight.device.type == "cpu" and weight.dtype in OWN_PRODUCTS
         self.options = OPTIONS if own else {}
-        self.forward = torch.compile(module, fullgraph=True)
+        self.forward = torch.compile(_own_code(module), fullgraph=True)
         self.compiled = False
 
     def __call__(self, *arguments: Any) -> Tensor:
@@ -72,10 +76,19 @@ class _Step:
         from torch._dynamo import config as tracing
         from torch._inductor import config as compiling
 
-        # All steps of one class count together: beyond its limit, 8, the compiler gives up, and a size that differs
-        # between two of them would be left open in the second.
-        traced = {"recompile_limit": GRAPHS, "automatic_dynamic_shapes": False}
-        with compiling.patch(self.options), tracing.patch(traced):
+        with compiling.patch(self.options), tracing.patch(automatic_dynamic_shapes=False):
             made = self.forward(*arguments)
         self.compiled = True
         return made
+
+
+def _own_code(module: nn.Module) -> Callable[..., Tensor]:
+    """Return the module's forward with a code object of its own.
+
+    The compiler keeps its graphs by code object and finds one again by what the arguments are, not by what the weights
+    hold that are constants of it: a step made after the weights changed would be given the old one's graph.
+    """
+    forward = type(module).forward
+    code = forward.__code__.replace()
+    own = FunctionType(code, forward.__globals__, forward.__name__, forward.__defaults__, forward.__closure__)
+    return MethodType(own, module)

@@ -241,6 +241,21 @@ def test_compiled_samples_are_the_others(build, decoder):
     assert torch.equal(drawn, model.sample(cond, batch=2, guidance=2.0, rng=Rng(0, range(2))))
 
 
+def test_a_compiled_step_follows_the_weights(build, decoder):
+    if decoder is not CompiledDecoder:
+        pytest.skip("of the compiled step")
+    model = build()
+    drawn = []
+    for sign in (1, -1):  # the weights are constants of the graph
+        with torch.no_grad():
+            model.blocks[0].mlp.branch.up.weight.mul_(sign)
+        for model.compiled in (False, True):
+            drawn.append(model.sample(Cond(), batch=2, rng=Rng(0, range(2))))
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[2], drawn[3])
+    assert not torch.equal(drawn[0], drawn[2])
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_draws_nearly_the_same(build, codes, dtype):
     model, half = build(), build(dtype)
