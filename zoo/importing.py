@@ -9,6 +9,7 @@ the bytes of these files, uint8, by name; it is read, too, when it lies beside t
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -29,7 +30,11 @@ from zoo.files import atomic_bytes, atomic_write
 from zoo.layouts import Part, dropped, find, part_of, read
 from zoo.resolution import Node, is_run, resolve_tree
 from zoo.runs import RunFolder, full_role
+from zoo.specs import locate
 from zoo.weights import Lazy, load_into, public_files, read_metadata, read_public, sha256
+
+DESCRIPTION = "config.json"
+"""What lies beside weights in Hugging Face's folders."""
 
 
 def import_public(
@@ -116,6 +121,7 @@ def _find(target: Part, path: Path, layout: str | None = None) -> _Found:
     """Read and map a part's public files; raises BadWeights as `import_public` does."""
     state, files = _read(target, path)
     chosen = find(target, state, path, layout)
+    files = [*files, *_described(target, chosen, path)]
     facts = {
         "card": target.card,
         "part": target.role,
@@ -133,6 +139,22 @@ def _find(target: Part, path: Path, layout: str | None = None) -> _Found:
             raise BadWeights(f"{path}: '{target.role}' was not fitted when this was written")
     facts["files"] = [{"name": file.name, "sha256": sha256(file), "bytes": file.stat().st_size} for file in files]
     return _Found(target, path.name, files, mapped, facts)
+
+
+def _described(target: Part, layout: str, path: Path) -> list[Path]:
+    """Return the description beside the weights, having agreed to it; nothing where the layout reads none."""
+    file = (path if path.is_dir() else path.parent) / DESCRIPTION
+    if layout not in target.spec.described or not file.is_file():
+        return []
+    try:
+        said = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadWeights(f"{file}: is no JSON ({error}); take it away, or have it again") from error
+    try:
+        locate(target.spec.described[layout])(said if isinstance(said, dict) else {}, target.config)
+    except BadWeights as error:
+        raise BadWeights(f"{file}: {error}") from error
+    return [file]
 
 
 def _vocabulary_files(part: Part) -> Any:

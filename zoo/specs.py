@@ -37,6 +37,9 @@ class ModelSpec:
     """Layout of a folder -> "module:function" `(state_dict, config, image_size) -> {file name: content}`, for
     `zoo export --layout` into a folder: what other programs load by one call. Content is a state dict, or anything
     JSON holds."""
+    described: Mapping[str, str] = attrs.field(factory=dict)
+    """Layout -> "module:function" `(description, config)`, which raises BadWeights where the `config.json` beside
+    public weights says of them what no shape shows and this model does not do."""
     left_out: str = ""
     """What the public files do not hold and what to do about it: a sentence that `zoo import` prints."""
 

@@ -40,6 +40,7 @@ def zoo_specs() -> Iterable[ModelSpec]:
             interop={name: f"zoo_imagegpt.interop:from_{name}" for name in LAYOUTS},
             exports={name: f"zoo_imagegpt.interop:to_{name}" for name in LAYOUTS},
             folders={"transformers": "zoo_imagegpt.interop:to_folder"},
+            described={"transformers": "zoo_imagegpt.interop:check_description"},
         ),
         ModelSpec(
             interface="generator",

@@ -52,7 +52,7 @@ def from_openai(state: State, config: Palette) -> dict[str, Tensor]:
     """
 
     def make(content: bytes) -> Any:
-        return np.load(io.BytesIO(content), allow_pickle=False)
+        return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
     return _made(state, config, ARRAY, make)
 

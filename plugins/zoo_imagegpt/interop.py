@@ -41,6 +41,29 @@ CLASSIFIER = "wclf"
 """The head of fine-tuning on classes [2], which is no part of a prior."""
 
 
+ALWAYS = {"activation_function": "quick_gelu", "layer_norm_epsilon": 1e-5}
+"""What every prior here does, in the words of [1]."""
+USUAL = {
+    "activation_function": "quick_gelu", "layer_norm_epsilon": 1e-5, "n_head": 8, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+}  # fmt: skip
+"""What [1] takes where a description says nothing."""
+
+
+def check_description(described: Mapping[str, Any], config: ImageGptPrior) -> None:
+    """Refuse weights that their `config.json` says are of another computation; no shape shows it.
+
+    Raises:
+        BadWeights: names the field, theirs and ours.
+    """
+    ours = {**USUAL, **ALWAYS, "n_head": config.heads}
+    for name, usual in USUAL.items():
+        theirs = described.get(name, usual)
+        if theirs != ours[name]:
+            hint = f"; --set prior.heads={theirs} (a prior's own card: heads={theirs})" if name == "n_head" else ""
+            raise BadWeights(f"says {name} = {theirs}, and this model has {ours[name]}{hint}")
+
+
 def to_folder(state: State, config: ImageGptPrior, size: int | None) -> dict[str, Any]:
     """Return the files of a folder that `ImageGPTForCausalImageModeling.from_pretrained` loads.
 
@@ -58,8 +81,7 @@ def to_folder(state: State, config: ImageGptPrior, size: int | None) -> dict[str
         "n_layer": config.depth,
         "n_head": config.heads,
         "n_inner": config.mlp_ratio * config.width,
-        "activation_function": "quick_gelu",
-        "layer_norm_epsilon": 1e-5,
+        **ALWAYS,
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,

@@ -117,7 +117,10 @@ class Palette(nn.Module):
 
     def _ready(self) -> Tensor:
         if not self.ready:
-            raise NotReady("the palette is not fitted: train the run's 'codebook' part first")
+            raise NotReady(
+                "the palette is not fitted: training a run's 'codebook' part does it; a published one is read by "
+                "`zoo import RUN FILE --part codebook --out RUN`"
+            )
         return self.colours
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:

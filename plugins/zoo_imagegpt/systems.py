@@ -24,7 +24,7 @@ def imagegpt_bert() -> Autoregressive:
 def imagegpt_tiny() -> Autoregressive:
     """For tests."""
     return Autoregressive(
-        image_size=8, codebook=Ref("palette-tiny", "codebook"), prior=Ref("imagegpt-prior-tiny", "prior")
+        image_size=16, codebook=Ref("palette-tiny", "codebook"), prior=Ref("imagegpt-prior-tiny", "prior")
     )
 
 

@@ -1,6 +1,7 @@
 """ImageGPT against transformers', through real folders, and the authors' variables; both ways, and bad files."""
 
 import json
+import re
 
 import attrs
 import numpy as np
@@ -105,6 +106,19 @@ def test_a_published_folder_is_a_whole_system_and_leaves_as_one(folder, tmp_path
     assert again.config.attn_pdrop == again.config.resid_pdrop == again.config.embd_pdrop == 0
     clusters = json.loads((tmp_path / "back" / "preprocessor_config.json").read_text())["clusters"]
     assert torch.equal(torch.tensor(clusters), colours())
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "said"),
+    [("n_head", 4, "n_head = 4.* 2; --set prior.heads=4"), ("activation_function", "gelu", "quick_gelu"),
+     ("layer_norm_epsilon", 1e-2, "0.01.* 1e-05"), ("scale_attn_by_inverse_layer_idx", True, "True.* False")],
+)  # fmt: skip
+def test_what_no_shape_shows_is_read_from_the_description(field, value, said, tmp_path, capsys):
+    peer(**{field: value}).save_pretrained(tmp_path / "other")
+    capsys.readouterr()  # its progress bar
+    line = fails(capsys, "import", "imagegpt-tiny", tmp_path / "other", "--out", tmp_path / "run", *SETS)
+    assert re.search(f"config.json: says .*{said}", line), line
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
