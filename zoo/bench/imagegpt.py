@@ -154,7 +154,8 @@ def beside_transformers(name: str, ours: Any, peer: nn.Module, size: Size, flops
             start = time.perf_counter()
             fast.sample(Cond(), batch=batch, rng=Rng(0, range(batch)))
             print(f"compiled for batch {batch} in {time.perf_counter() - start:.1f} s, not counted", file=sys.stderr)
-        timing = alternate(*calls(model, peer, size, batch), pairs=pairs)
+        mine, theirs = calls(model, peer, size, batch)
+        timing = alternate(mine, theirs, pairs)
         result.append(
             Row(
                 name=f"{name} {what}, batch {batch}, beside transformers ImageGPT",
