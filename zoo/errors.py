@@ -65,6 +65,10 @@ class BadData(ZooError):
     """A dataset, folder or picture cannot be read."""
 
 
+class NoSplit(BadData):
+    """The dataset is whole, and has no split of this name."""
+
+
 class BadRun(ZooError):
     """A run folder is missing, incomplete, or does not belong to what was asked of it."""
 

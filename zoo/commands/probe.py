@@ -15,12 +15,12 @@ SOLVERS = ("lbfgs", "sgd")
 
 
 def numbers(text: str | None, what: str, least: int) -> tuple[int, ...]:
-    """Return "4,25" as (4, 25), in order and once each; nothing as ().
+    """Return "4,25" as (4, 25), in order and once each; None as ().
 
     Raises:
         ConfigError: it is no list of whole numbers from `least` up.
     """
-    if not text:
+    if text is None:
         return ()
     try:
         found = tuple(sorted({int(item) for item in text.split(",")}))
@@ -41,7 +41,13 @@ def numbers(text: str | None, what: str, least: int) -> tuple[int, ...]:
 @click.option("--solver", type=click.Choice(SOLVERS), default="lbfgs", show_default=True)
 @click.option("--steps", type=click.IntRange(1), default=2000, show_default=True, help="Updates of --solver sgd.")
 @click.option("--masks", type=click.IntRange(1), default=5, show_default=True, help="Masks that vote (BERT runs).")
-@click.option("--pictures", type=click.IntRange(0), default=10000, show_default=True, help="To fit on; 0: all.")
+@click.option(
+    "--pictures",
+    type=click.IntRange(0),
+    default=10000,
+    show_default=True,
+    help="To fit on, besides those that choose; 0: all.",
+)
 @click.option("--checkpoints", is_flag=True, help="Every checkpoint a run has kept: accuracy against validation loss.")
 @click.option("--compare", "comparing", is_flag=True, help="Compute nothing: one table of results there are.")
 @click.option("--chunk", type=click.IntRange(1), default=64, show_default=True, help="Pictures at a time.")
@@ -62,7 +68,8 @@ def probe(
     zoo probe runs/ar runs/bert --data shapes --compare             probes and `zoo finetune` side by side
 
     The features are the run's own, frozen; penalty or learning rate and the best layer are chosen on pictures that
-    are neither fitted on nor judged. A run that has learnt from masked codes is shown masked ones, and --masks vote.
+    are not judged; the last fit takes them in too, unless they are more than --pictures. A run that has learnt from
+    masked codes is shown masked ones, and --masks vote.
     """
     from zoo.probing import results
     from zoo.probing.probe import Ask

@@ -94,7 +94,7 @@ def _complete(
 
     completion.check(generator)
     size = generator.config.image_size
-    given = completion.read([paths] if Path(paths).is_file() else paths.split(","), size)
+    given = completion.read([paths] if Path(paths).is_file() else [path.strip() for path in paths.split(",")], size)
     for note in filter(None, given.notes):
         click.echo(note)
     with _progress(generator, len(given.images) * number) as progress:

@@ -103,6 +103,8 @@ def _planes(path: Path, data: Any) -> np.ndarray:
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != _VALUES:
         shape = list(data.shape) if isinstance(data, np.ndarray) else type(data).__name__
         raise BadData(f"{path}: 'data' is {shape}, not [pictures,{_VALUES}]")
+    if data.dtype != np.uint8:
+        raise BadData(f"{path}: 'data' holds {data.dtype}, not bytes (uint8)")
     return data
 
 

@@ -29,7 +29,7 @@ import numpy as np
 from zoo.data import base, transforms
 from zoo.data.captions import inside, listed, sidecar
 from zoo.data.pictures import SUFFIXES, check_header, open_picture
-from zoo.errors import BadData
+from zoo.errors import BadData, NoSplit
 from zoo.interfaces import Batch
 from zoo.rng import Rng
 
@@ -126,7 +126,7 @@ def _split_root(top: Path, split: str) -> tuple[Path, list[Path]]:
     if present and "train" not in present:
         raise BadData(f"{top} has a subfolder '{present[0]}' but none named 'train'")
     if split == "heldout" and split not in present:
-        raise BadData(f"{top} has no held-out pictures; put them in a subfolder 'heldout', the others in 'train'")
+        raise NoSplit(f"{top} has no held-out pictures; put them in a subfolder 'heldout', the others in 'train'")
     folders = [top / name for name in present]
     return (top / (split if split in present else "train") if present else top), folders
 
@@ -254,7 +254,8 @@ def open_folder(path: str, *, split: str, size: int, transform: str = "fit") -> 
 
     Raises:
         UnknownName: no such split or transform.
-        BadData: no such folder, no pictures in it, too many of them broken, no such split, or unreadable captions.
+        NoSplit: it has no held-out pictures.
+        BadData: no such folder, no pictures in it, too many of them broken, or unreadable captions.
     """
     base.check_split(split)
     law = transforms.get(transform)

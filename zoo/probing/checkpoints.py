@@ -20,6 +20,7 @@ from zoo.errors import BadRun
 from zoo.evaluate.figures import loss_figures
 from zoo.probing.features import Subject
 from zoo.probing.probe import Ask, Bar, Report, objective, probe
+from zoo.probing.results import whole
 from zoo.probing.splits import Splits
 from zoo.registry import open_dataset
 from zoo.runs import RunFolder
@@ -104,7 +105,8 @@ def over_checkpoints(subject: Subject, found: Splits, ask: Ask, *, bar: Bar, pic
         rows.append({"step": point.step, "loss": losses["loss"], **report["best"]})
     return {
         "run": str(subject.path), "card": subject.generator.card, "objective": objective(subject),
-        "params": sum(p.numel() for p in subject.prior.parameters()), "data": found.train.data.uri,
+        "params": sum(p.numel() for p in subject.prior.parameters()),
+        "data": whole(found.train.data.uri), "folded": found.folded,
         "solver": ask.solver, "seed": ask.seed, "loss_pictures": min(pictures, len(validation)), "checkpoints": rows,
     }  # fmt: skip
 

@@ -87,7 +87,7 @@ def subject(run: str | Path, *, ready: bool = True) -> Subject:
 
     Raises:
         BadRun: there is no run there.
-        PartMismatch: it has no prior, or one that tells no features.
+        PartMismatch: it has no prior, one that tells no features, or one that never learnt to do without a condition.
         NotReady: it is not trained to its end.
     """
     if not is_run(str(run)):
@@ -100,6 +100,11 @@ def subject(run: str | Path, *, ready: bool = True) -> Subject:
         raise PartMismatch(
             f"'{run}' is a {generator.card}, whose prior '{prior.card}' has no features(codes, cond): "
             "it says nothing of its layers"
+        )
+    if generator.reads_what != "nothing" and getattr(generator.prior.config, "cond_drop", 0) == 0:
+        raise PartMismatch(
+            f"'{run}' was trained with cond_drop = 0: its prior never learnt to read pictures without being told the "
+            f"{generator.reads_what}, and features that are told are no features of pictures; train with cond_drop > 0"
         )
     generator.need([*generator.reads("prior"), *(["prior"] if ready else [])])
     folder = RunFolder(run)

@@ -28,6 +28,7 @@ from zoo.probing.classifier import STAGE, Classifier
 from zoo.probing.features import MASKED, Subject, vote
 from zoo.probing.linear import accuracy
 from zoo.probing.probe import Bar, objective
+from zoo.probing.results import whole
 from zoo.probing.splits import Splits
 from zoo.probing.watch import JUDGED, Enough, Settings, Watch
 from zoo.rng import Rng
@@ -73,7 +74,7 @@ def finetune(subject: Subject, found: Splits, settings: Settings, out: Path, *, 
     best = max(watch.rows(), key=lambda row: row["accuracy"])
     report = {
         "run": str(subject.path), "card": subject.generator.card,
-        "objective": objective(subject), "data": found.train.data.uri,
+        "objective": objective(subject), "data": whole(found.train.data.uri),
         "classes": len(found.classes), "test": found.note, "seed": settings.seed, "lr": recipe.lr,
         "pretraining_lr": pretrained.lr, "batch": recipe.batch, "steps": stopped, "most_steps": recipe.steps,
         "best_step": best["step"], "masked_share": _share(subject),
@@ -124,7 +125,7 @@ def _job(
         checkpoints=Checkpoints(out / "checkpoints" / STAGE, keep=1),
         facts=facts(
             run=classifier.subject.prints, data=part.data.fingerprint, rows=len(part), seed=settings.seed,
-            batch=recipe.batch, lr=recipe.lr, every=settings.pause,
+            batch=recipe.batch, lr=recipe.lr, **({} if settings.every is None else {"every": settings.every}),
         ),
         save_every=settings.pause,
         sample_every=0,

@@ -18,6 +18,7 @@ import numpy as np
 from zoo.errors import ConfigError
 from zoo.probing.features import Features, Subject, kept, shape, vote
 from zoo.probing.linear import SOLVERS, STEPS, Choice, Labelled, accuracy, balanced, standard
+from zoo.probing.results import whole
 from zoo.probing.splits import Splits
 
 Report = dict[str, Any]
@@ -100,13 +101,14 @@ def probe(subject: Subject, found: Splits, ask: Ask, *, bar: Bar, folder: Path |
     """
     layers = _asked(ask.layers, shape(subject)[0])
     sets = features(subject, found, layers, ask, bar=bar, folder=folder)
-    rows, classes = found.test.rows, len(found.classes)
+    classes = len(found.classes)
     report: Report = {
         "run": str(subject.path), "card": subject.generator.card, "objective": objective(subject),
         "params": sum(p.numel() for p in subject.prior.parameters()), "features": sets.train.values.shape[-1],
-        "data": found.train.data.uri, "classes": classes, "solver": ask.solver, "seed": ask.seed,
+        "data": whole(found.train.data.uri), "classes": classes, "solver": ask.solver, "seed": ask.seed,
         "pictures": {"train": len(found.train), "validation": len(found.validation), "test": len(found.test)},
-        "test": found.note, "most_common": float(np.bincount(sets.test.labels).max() / len(rows)),
+        "test": found.note, "folded": found.folded,
+        "most_common": float(np.bincount(sets.test.labels).max() / len(found.test)),
     }  # fmt: skip
     best: tuple[float, int, Choice] | None = None
     report["layers"] = []
@@ -114,7 +116,7 @@ def probe(subject: Subject, found: Splits, ask: Ask, *, bar: Bar, folder: Path |
         for place, layer in enumerate(layers):
             at = sets.layer(range(place, place + 1))
             choice = at.choose(ask, classes)
-            report["layers"].append({"layer": layer, **_judged(at, choice, ask, rows, classes)})
+            report["layers"].append({"layer": layer, **_judged(at, choice, ask, found)})
             if best is None or choice.accuracy > best[0]:
                 best = choice.accuracy, place, choice
             progress.update(1)
@@ -124,7 +126,7 @@ def probe(subject: Subject, found: Splits, ask: Ask, *, bar: Bar, folder: Path |
     if ask.concat:
         around = beside(place, ask.concat, len(layers))
         wide = sets.layer(around)
-        said = _judged(wide, wide.choose(ask, classes), ask, rows, classes)
+        said = _judged(wide, wide.choose(ask, classes), ask, found)
         report["concat"] = {"layers": [layers[i] for i in around], "features": wide.train.x.shape[1], **said}
     if ask.labels_per_class:
         report["labels_per_class"] = list(_few(sets.layer(range(place, place + 1)), choice, ask, found))
@@ -163,14 +165,14 @@ def _asked(asked: Sequence[int] | None, count: int) -> list[int]:
     return sorted(set(asked))
 
 
-def _judged(at: Layer, choice: Choice, ask: Ask, rows: np.ndarray, classes: int) -> Report:
-    """Return the accuracies of a classifier fitted with validation folded in; with several masks, also their vote."""
-    predict = choice.fit(at.train + at.validation)
+def _judged(at: Layer, choice: Choice, ask: Ask, found: Splits) -> Report:
+    """Return the accuracies of a classifier, validation folded in where it may; of several masks also the vote's."""
+    predict = choice.fit(at.train + at.validation if found.folded else at.train)
     told = np.stack([predict(test.x) for test in at.tests])
     truth = at.tests[0].y
     said = {"accuracy": accuracy(told[0], truth), "validation": choice.accuracy, **choice.setting}
     if len(told) > 1:
-        said["votes"] = accuracy(vote(told, rows, ask.seed, classes), truth)
+        said["votes"] = accuracy(vote(told, found.test.rows, ask.seed, len(found.classes)), truth)
     return said
 
 
@@ -188,10 +190,11 @@ def _few(at: Layer, choice: Choice, ask: Ask, found: Splits) -> Iterator[Report]
 def lines(report: Report) -> list[str]:
     """Return a report as lines to print."""
     n = report["pictures"]
+    chose = f" and {n['validation']} that chose" if report["folded"] else f" ({n['validation']} others chose)"
     title = f"{report['run']}: {report['card']}, {report['objective']}, {report['data']}, {report['classes']} classes"
     text = [
         title,
-        f"fitted on {n['train']} pictures and {n['validation']} that chose, judged on {n['test']}: {report['test']}; "
+        f"fitted on {n['train']} pictures{chose}, judged on {n['test']}: {report['test']}; "
         f"the most common class is {report['most_common']:.1%} of them",
     ]
     votes = "votes" in report["best"]
@@ -210,6 +213,9 @@ def lines(report: Report) -> list[str]:
             f"{few['labels']} labels a class, layer {report['best']['layer']}: {few['mean']:.1%}, standard deviation "
             f"{few['spread']:.1%} over {count} draws"
         )
+    if report.get("labels_per_class"):
+        setting = "penalty" if report["solver"] == "lbfgs" else "learning rate"
+        text.append(f"(of few labels too, layer and {setting} are what all labels have chosen)")
     return text
 
 

@@ -7,18 +7,20 @@ in training (`shapes` holds out combinations of colour and shape), or that has n
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import attrs
 import numpy as np
 
 from zoo.data.base import epoch_order
-from zoo.errors import BadData
+from zoo.errors import BadData, NoSplit
 from zoo.interfaces import Dataset
 from zoo.registry import open_dataset
 
 CHOOSING = 10
 """One of this many training rows chooses, where the data has no split to spare for it."""
-LOOKED_AT = 5000
-"""Rows whose labels are compared, at most."""
+LOOKED_AT = 1000
+"""Rows whose labels are read at a time."""
 LEAST = 1000
 """Pictures that choose or judge, at most, are a fifth of those fitted on, but not fewer than this."""
 
@@ -46,6 +48,11 @@ class Splits:
     note: str
     """Where the test pictures come from, and why."""
 
+    @property
+    def folded(self) -> bool:
+        """Whether the pictures that chose are fitted on in the end: not where they are more than those asked for."""
+        return len(self.validation) <= len(self.train)
+
 
 def splits(uri: str, *, size: int, pictures: int = 0, transform: str = "fit") -> Splits:
     """Return what to fit on, choose by and judge on.
@@ -57,7 +64,7 @@ def splits(uri: str, *, size: int, pictures: int = 0, transform: str = "fit") ->
         transform: of the pictures that are fitted on; the others are read with "fit".
 
     Raises:
-        BadData: the data have no labels, or too few pictures.
+        BadData: the data have no labels, too few pictures, or a split that cannot be read.
     """
     train = open_dataset(uri, split="train", size=size, transform=transform)
     classes = train.classes
@@ -70,7 +77,7 @@ def splits(uri: str, *, size: int, pictures: int = 0, transform: str = "fit") ->
     most = max(LEAST, pictures // 5) if pictures else 0
     validation = open_dataset(uri, split="validation", size=size)
     order = epoch_order(len(train), 0, 0)
-    test, why = _heldout(uri, size, train, order[: pictures or None])
+    test, why = _heldout(uri, size, train)
     if test is not None:
         first = Part(train, np.sort(order[: pictures or None]))
         return Splits(first, _first(validation, most), _first(test, most), classes, "heldout")
@@ -82,17 +89,27 @@ def splits(uri: str, *, size: int, pictures: int = 0, transform: str = "fit") ->
     return Splits(fitted, chooser, _first(validation, most), classes, why)
 
 
-def _heldout(uri: str, size: int, train: Dataset, rows: np.ndarray) -> tuple[Dataset | None, str]:
+def _heldout(uri: str, size: int, train: Dataset) -> tuple[Dataset | None, str]:
     """Return the held-out pictures, None where they cannot judge; and what to say of the test pictures."""
     try:
         held = open_dataset(uri, split="heldout", size=size)
-    except BadData:
+    except NoSplit:
         return None, "validation (the data has no heldout split)"
-    known = set(labels_of(train, rows[:LOOKED_AT].copy()).tolist())
-    asked = set(labels_of(held, np.arange(min(len(held), LOOKED_AT))).tolist())
-    if len(held) and asked <= known:
-        return held, ""
+    if len(held) == 0:
+        return None, "validation (heldout is empty)"
+    asked = {label for some in _labels(held) for label in some}
+    for some in _labels(train):
+        asked -= some
+        if not asked:
+            return held, ""
     return None, "validation (heldout has classes that training has not)"
+
+
+def _labels(data: Dataset) -> Iterator[set[int]]:
+    """Yield the labels of all rows, some at a time, in a fixed random order: most classes soon occur."""
+    order = epoch_order(len(data), 0, 0)
+    for start in range(0, len(data), LOOKED_AT):
+        yield set(labels_of(data, order[start : start + LOOKED_AT].copy()).tolist())
 
 
 def _first(data: Dataset, most: int) -> Part:

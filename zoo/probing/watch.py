@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import attrs
 import numpy as np
 
+from zoo.files import atomic_text
 from zoo.probing.classifier import Classifier
 from zoo.probing.splits import Splits
 from zoo.train.metrics import read_rows
@@ -70,7 +72,7 @@ class Watch:
         """Forget validations beyond update `start`, from which training goes on, and at 0 begin with one."""
         path = self.out / "metrics.jsonl"
         rows = [r for r in read_rows(path) if r.get("part") != JUDGED or 0 < start >= r["step"]]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        atomic_text(path, "".join(json.dumps(row) + "\n" for row in rows))
         if start == 0:
             self.judge(0)
 
@@ -82,7 +84,8 @@ class Watch:
         self.classifier.prior.train()
         self.classifier.head.train()
         rows = self.rows()
-        best = max(int(np.argmax([x["accuracy"] for x in rows])), int(np.argmin([x["loss"] for x in rows])))
+        losses = [x["loss"] if math.isfinite(x["loss"]) else math.inf for x in rows]
+        best = max(int(np.argmax([x["accuracy"] for x in rows])), int(np.argmin(losses)))
         if len(rows) - 1 - best >= self.settings.patience and step < self.settings.steps:
             raise Enough
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 import zoo
 from zoo.cli import main
+from zoo.probing import results
 from zoo.train.interrupt import Interrupted
 from zoo.train.options import main as train
 
@@ -49,7 +50,7 @@ def test_probe_writes_its_table_report_and_pictures(made, capsys):
     arguments = ["probe", str(top / "ar"), "--data", data, "--labels-per-class", "4", "--draws", "2"]
     assert main(arguments) == 0
     text = capsys.readouterr().out
-    folder = top / "ar" / "probe" / "mnist-digits"
+    folder = results.place(top / "ar", "probe", data)
     report = json.loads((folder / "probe.json").read_text())
     assert [row["layer"] for row in report["layers"]] == [0, 1, 2]
     assert report["pictures"] == {"train": 216, "validation": 24, "test": 40}
@@ -91,7 +92,7 @@ def test_finetune_leaves_a_run_and_compare_has_one_table(made, tmp_path, capsys)
         ]
         assert main(arguments) == 0
         assert main(["probe", str(top / name), "--data", data, "--layers", "1", "--masks", "3"]) == 0
-    out = top / "ar" / "finetune" / "mnist-digits"
+    out = results.place(top / "ar", "finetune", data)
     tuned = zoo.load(str(out))
     assert all(tuned.ready.values())
     assert not torch.equal(tuned.prior.token.weight, zoo.load(str(top / "ar")).prior.token.weight)
@@ -128,6 +129,7 @@ def test_what_is_wrong_gets_one_line_and_code_2(made, capsys):
     run = top / "ar"
     assert "layers 0 to 2" in fails(capsys, "probe", run, "--data", data, "--layers", "9")
     assert "expected numbers such as" in fails(capsys, "probe", run, "--data", data, "--layers", "first")
+    assert "expected numbers such as 4,25, got ''" in fails(capsys, "probe", run, "--data", data, "--layers", "")
     assert "pictures to draw from" in fails(capsys, "probe", run, "--data", data, "--labels-per-class", "99")
     assert "no results on 'shapes' yet" in fails(capsys, "probe", run, "--data", "shapes", "--compare")
     assert "one of the two" in fails(capsys, "probe", run, "--data", data, "--compare", "--checkpoints")
@@ -140,6 +142,13 @@ def test_a_model_that_tells_no_features_is_refused(tmp_path, capsys):
     assert "has no features(codes, cond)" in fails(capsys, "probe", tmp_path / "d", "--data", "shapes")
 
 
+def test_a_prior_that_never_learnt_to_do_without_labels_is_refused(tmp_path, capsys):
+    arguments = ["--model", "imagegpt-tiny", "--out", str(tmp_path / "told"), "--steps", "1", "--sample-every", "0"]
+    assert train([*arguments, "--data", "shapes:64", "--set", "prior.reads=label"]) == 0
+    for command in ("probe", "finetune"):
+        assert "cond_drop = 0" in fails(capsys, command, tmp_path / "told", "--data", "shapes")
+
+
 def test_complete_continues_pictures_and_says_what_it_did(made, tmp_path, capsys):
     top, _ = made
     pixels, _ = digits(2, 0)
@@ -147,11 +156,11 @@ def test_complete_continues_pictures_and_says_what_it_did(made, tmp_path, capsys
     for path, picture in zip(paths, pixels, strict=True):
         Image.fromarray(picture).save(path)
     out = tmp_path / "completed.png"
-    arguments = ["sample", str(top / "ar"), "--complete", ",".join(map(str, paths)), "-n", "3", "--out", str(out)]
+    arguments = ["sample", str(top / "ar"), "--complete", ", ".join(map(str, paths)), "-n", "3", "--out", str(out)]
     assert main(arguments) == 0
     text = capsys.readouterr().out
     assert "one.png: 28 x 28 px" in text
-    assert "2 pictures, the upper 4 of 8 rows given, 3 continuations" in text
+    assert "2 pictures, the upper 8 of 16 rows given, 3 continuations" in text
     assert Image.open(out).width > 5 * 96
     assert "cannot continue a picture" in fails(capsys, "sample", top / "bert", "--complete", paths[0])
     assert "leave it out" in fails(capsys, "sample", top / "ar", "--complete", paths[0], "--rerank", "9")

@@ -131,3 +131,11 @@ def test_no_file_can_change_the_reader_for_the_next(tmp_path):
         read_plain(path)
     path.write_bytes(pickle.dumps(b"bytes", 2))
     assert read_plain(path) == b"bytes"
+
+
+def test_pictures_that_are_no_bytes_are_refused(tmp_path):
+    folder = write_cifar10(tmp_path)
+    data, labels = cifar_rows(4, 0, 10)
+    (folder / "test_batch").write_bytes(python2_pickle({b"data": data.astype(np.int64), b"labels": labels}))
+    with pytest.raises(BadData, match=r"test_batch: 'data' holds int64, not bytes"):
+        open_dataset(f"cifar10:{folder}", split="heldout", size=32)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from zoo.data import folder
 from zoo.data.folder import hashed_validation, open_folder
-from zoo.errors import BadData
+from zoo.errors import BadData, NoSplit
 from zoo.rng import Rng
 
 torch.set_num_threads(1)
@@ -151,7 +151,7 @@ def test_split_subfolders(tmp_path):
 
 def test_heldout_and_validation_without_train(tmp_path):
     picture(tmp_path / "a.png")
-    with pytest.raises(BadData, match="subfolder 'heldout'"):
+    with pytest.raises(NoSplit, match="subfolder 'heldout'"):
         opened(tmp_path, "heldout")
     picture(tmp_path / "heldout" / "a.png")
     with pytest.raises(BadData, match="none named 'train'"):

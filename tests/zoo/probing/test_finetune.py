@@ -132,6 +132,32 @@ def test_ctrl_c_saves_and_resume_ends_where_an_unbroken_run_does(run, tmp_path, 
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.parametrize("every", [None, 5])
+def test_resume_with_more_steps_goes_on(run, tmp_path, every):
+    settings = Settings(steps=10, lr=0.05, every=every)
+    finetune(subject(run), splits(), settings, tmp_path / "out", bar=Bar)
+    more = attrs.evolve(settings, steps=60, resume=True)
+    assert finetune(subject(run), splits(), more, tmp_path / "out", bar=Bar)["validations"][-1]["step"] > 10
+    with pytest.raises(BadRun, match="every="):
+        finetune(subject(run), splits(), attrs.evolve(more, every=7), tmp_path / "out", bar=Bar)
+
+
+def test_a_validation_loss_that_is_no_number_is_not_the_best(run, tmp_path, monkeypatch):
+    measured = zip([0.5, 0.1, 0.1, 0.1, 0.1], [1.0, 2.0, 2.0, float("nan"), 2.0], strict=True)
+    monkeypatch.setattr(Watch, "measured", lambda self: next(measured))
+    report = finetune(subject(run), splits(), Settings(steps=90, every=1, patience=3), tmp_path / "out", bar=Bar)
+    assert (report["steps"], report["best_step"]) == (3, 0)
+
+
+def test_a_write_that_fails_leaves_the_metrics_as_they_were(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"part": "validation", "step": 9}\n')
+    monkeypatch.setattr("zoo.files.sync", lambda path: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        Watch(None, None, Settings(), tmp_path).begin(4)
+    assert path.read_text() == '{"part": "validation", "step": 9}\n'
+
+
 def test_resume_without_anything_to_go_on_from_is_refused(run, tmp_path):
     with pytest.raises(BadRun, match="no whole checkpoint to go on from"):
         finetune(subject(run), splits(), Settings(steps=4, resume=True), tmp_path / "out", bar=Bar)

@@ -1,12 +1,15 @@
 """Features, votes, and the report of a probe."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from probing_fakes import CLASSES, LENGTH, Bar, FakeData, splits, subject
 
-from zoo.errors import BadData, ConfigError
+from zoo.errors import BadData, BadRun, ConfigError
 from zoo.probing import features, plots, results
+from zoo.probing.linear import SOLVERS, Choice
 from zoo.probing.probe import Ask, beside, lines, probe
 from zoo.probing.splits import Part
 from zoo.probing.splits import splits as splits_of
@@ -93,6 +96,7 @@ def test_the_layer_that_knows_is_found(tmp_path, solver):
     text = "\n".join(lines(report))
     assert "best" in text
     assert "4 labels a class, layer 1" in text
+    assert f"layer and {'penalty' if solver == 'lbfgs' else 'learning rate'} are what all labels have chosen" in text
     plots.over_layers([report], tmp_path / "layers.png")
     plots.over_labels([report], tmp_path / "labels.png")
     assert (tmp_path / "layers.png").read_bytes().startswith(b"\x89PNG")
@@ -146,19 +150,29 @@ def test_data_without_labels_is_refused():
 def test_results_have_a_place_by_their_data(tmp_path):
     assert results.slug("shapes") == "shapes"
     assert results.slug("shapes:n=5000,objects=1") == "shapes-n-5000-objects-1"
-    assert results.slug("folder:/home/me/My Pets/") == "folder-my-pets"
-    assert results.place("runs/a", "probe", "cifar10:x/cifar-10-batches-py").as_posix() == (
-        "runs/a/probe/cifar10-cifar-10-batches-py"
-    )
+    assert re.fullmatch("folder-my-pets-[0-9a-f]{8}", results.slug("folder:/home/me/My Pets/"))
+    place = results.place("runs/a", "probe", "cifar10:x/cifar-10-batches-py").as_posix()
+    assert re.fullmatch("runs/a/probe/cifar10-cifar-10-batches-py-[0-9a-f]{8}", place)
+
+
+def test_paths_that_end_alike_have_places_of_their_own_and_one_path_has_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pets").mkdir()
+    assert results.slug("folder:a/pets") != results.slug("folder:b/pets")
+    for typed in ("pets", "./pets/", "a/../pets", f"{tmp_path}/pets"):
+        assert results.slug(f"folder:{typed}") == results.slug(f"folder:{tmp_path / 'pets'}")
+        assert results.whole(f"folder:{typed}") == f"folder:{tmp_path / 'pets'}"
+    assert results.whole("shapes:n=5") == "shapes:n=5"
 
 
 def test_compare_reads_what_there_is_and_says_what_to_type(tmp_path):
     ar, bert = tmp_path / "ar", tmp_path / "bert"
     with pytest.raises(ConfigError, match=r"type: zoo probe .*ar --data shapes"):
         results.compare([str(ar)], "shapes")
-    said = {"card": "x", "objective": "autoregressive", "best": {"accuracy": 0.5}}
+    judged = {"data": "shapes", "test": "heldout", "pictures": {"test": 40}}
+    said = {**judged, "card": "x", "objective": "autoregressive", "best": {"accuracy": 0.5}}
     results.write(said, results.place(ar, "probe", "shapes") / results.PROBE)
-    said = {"card": "y", "objective": "masked", "after": {"test": {"accuracy": 0.6, "votes": 0.7}}}
+    said = {**judged, "card": "y", "objective": "masked", "after": {"test": {"accuracy": 0.6, "votes": 0.7}}}
     results.write(said, results.place(bert, "finetune", "shapes") / results.FINETUNE)
     rows = results.compare([str(ar), str(bert)], "shapes")
     assert [(row["name"].split("\n")[0], row["probe"], row["finetune"]) for row in rows] == [
@@ -167,6 +181,34 @@ def test_compare_reads_what_there_is_and_says_what_to_type(tmp_path):
     assert results.table(rows)[1].split() == ["AR,", "ar", "50.0%", "-"]
     plots.compared(rows, tmp_path / "compare.png", "shapes")
     assert (tmp_path / "compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("other", "says"),
+    [
+        ({"data": "shapes:objects-1"}, r"is of 'shapes:objects-1', not of 'shapes:objects=1'"),
+        ({"pictures": {"test": 41}}, r"was judged on 41 pictures of heldout, .* on 40 pictures of heldout"),
+        ({"test": "validation"}, r"was judged on 40 pictures of validation"),
+    ],
+)
+def test_compare_refuses_other_data_and_other_test_pictures(tmp_path, other, says):
+    uri = "shapes:objects=1"
+    said = {"card": "x", "objective": "autoregressive", "data": uri, "test": "heldout", "pictures": {"test": 40}}
+    results.write(said, results.place(tmp_path, "probe", uri) / results.PROBE)
+    results.write(said | other, results.place(tmp_path, "finetune", uri) / results.FINETUNE)
+    with pytest.raises(BadRun, match=says):
+        results.compare([str(tmp_path)], uri)
+
+
+@pytest.mark.parametrize(("train", "seen"), [(200, 400), (100, 100)])
+def test_pictures_that_chose_are_fitted_on_only_where_they_are_no_more(tmp_path, monkeypatch, train, seen):
+    fitted = []
+    choice = Choice({"C": 1.0}, 0.5, lambda data: fitted.append(len(data.y)) or (lambda x: np.zeros(len(x))))
+    monkeypatch.setitem(SOLVERS, "lbfgs", lambda *_, **__: choice)
+    report = probe(subject(tmp_path), splits(train), Ask(layers=(1,)), bar=Bar)
+    assert fitted == [seen]
+    assert report["folded"] == (seen > train)
+    assert ("100 pictures (200 others chose)" in lines(report)[1]) == (seen == train)
 
 
 def test_the_fake_is_as_long_as_its_pictures(tmp_path):
