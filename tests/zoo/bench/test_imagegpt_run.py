@@ -30,7 +30,7 @@ def test_both_sides_finish_and_are_kept(tmp_path, capsys, monkeypatch):
     assert beside_peer.ours == beside_uniform.ours == pytest.approx(nats.ours / math.log(2) / 3)
     assert beside_peer.ours < beside_uniform.peer  # a few updates teach something
     assert min(updates.ours, updates.peer) >= 1
-    assert tokens.ours == updates.ours * 8 * 64
+    assert tokens.ours == updates.ours * 8 * 256
     assert "uniform palette" in capsys.readouterr().err
     monkeypatch.setattr(bench, "train", None)  # is not called again
     assert bench.rows(work) == rows
