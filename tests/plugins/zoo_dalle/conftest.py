@@ -5,16 +5,15 @@ import pytest
 import torch
 
 from zoo.interfaces import Cond
+from zoo.testing.kit import one_thread
 from zoo_dalle.configs import dalle_prior_tiny
 from zoo_dalle.model import DallePrior
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread():
+    with one_thread():
+        yield
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import attrs
 import pytest
 import torch
 
+from zoo.testing.kit import one_thread
 from zoo_imagegpt.model import ImageGptPrior
 from zoo_imagegpt.variants import imagegpt_prior_tiny
 
@@ -21,11 +22,9 @@ except (ImportError, RuntimeError):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def _one_thread():
+    with one_thread():
+        yield
 
 
 @pytest.fixture

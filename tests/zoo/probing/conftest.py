@@ -4,14 +4,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
+
+from zoo.testing.kit import one_thread
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(autouse=True)
 def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with one_thread():
+        yield
