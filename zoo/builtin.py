@@ -1,17 +1,23 @@
-"""What the core itself contributes, through the same hook as every plugin: datasets and the torch engine."""
+"""What the core itself contributes, through the same hook as every plugin: datasets, pixels, the torch engine."""
 
 from collections.abc import Iterable
 
 from zoo.hookspecs import hookimpl
-from zoo.specs import DatasetSpec, EngineSpec, Spec
+from zoo.specs import DatasetSpec, EngineSpec, ModelSpec, Spec
 
 ZOO_API = 1
 
 
 @hookimpl
 def zoo_specs() -> Iterable[Spec]:
-    """Return the built-in datasets and engine."""
+    """Return the built-in datasets, latent and engine."""
     return [
+        ModelSpec(
+            interface="latent",
+            config="zoo.pixels:Pixels",
+            build="zoo.pixels:PixelLatent",
+            variants={"pixels": "zoo.pixels:pixels"},
+        ),
         DatasetSpec(
             name="shapes",
             open="zoo.data.shapes:open_shapes",

@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": "zoo.commands.evaluate:evaluate",
     "probe": "zoo.commands.probe:probe",
     "finetune": "zoo.commands.finetune:finetune",
+    "embed": "zoo.commands.embed:embed",
     "import": "zoo.commands.import_:import_public",
     "export": "zoo.commands.export:export",
     "quickstart": "zoo.commands.quickstart:quickstart",

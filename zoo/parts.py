@@ -124,3 +124,13 @@ class Recipe:
                 "'moments' = '16-bit' loses variances under 2^-68, which only an 'eps' of "
                 f"{SMALLEST_EPS_16_BIT:g} or more hides, got {self.eps:g}; take a larger eps, or moments=fp32"
             )
+
+
+@attrs.frozen
+class Place:
+    """Where a denoiser stands in a cascade."""
+
+    image_size: int
+    """Side of the pictures it makes, pixels."""
+    low: int | None = None
+    """Side of the pictures of the stage below, which it enlarges; None: it is the first."""

@@ -14,7 +14,7 @@ import attrs
 from zoo import plugins
 from zoo.catalogue import Card, catalogue
 from zoo.config import Overrides, plain
-from zoo.errors import BadRun, NotInstalled
+from zoo.errors import BadRun, NotInstalled, PartMismatch
 from zoo.resolution import Node, is_run, resolve_tree
 from zoo.specs import DatasetSpec, EngineSpec, ReducerSpec, locate
 
@@ -66,38 +66,76 @@ def build(
     return _unwrap(built)
 
 
-def _build_system(name: str, *, device: Any, dtype: Any, parts: Any = None, overrides: Overrides = ()) -> Any:
+def _build_system(
+    name: str, *, device: Any, dtype: Any, parts: Any = None, overrides: Overrides = (), one_at_a_time: bool = False
+) -> Any:
     from zoo.construct import construct, place
     from zoo.runs import RunFolder, load_sources
 
     node, config = resolve_tree(name, overrides, parts=parts)
-    chosen = place(node, config, device=device, dtype=dtype)
     if is_run(name):
         RunFolder(name).check_lineage()
+    if one_at_a_time:  # what it takes in all need not fit
+        return _built_sparsely(node, config, device=device, dtype=dtype)
+    chosen = place(node, config, device=device, dtype=dtype)
     built = construct(node, config, device=chosen, dtype=dtype)
     if chosen.type != "meta":
         load_sources(node, built)
     return built
 
 
-def load(path: str, *, device: Any = None, dtype: Any = None) -> Any:
+def _built_sparsely(node: Any, config: Any, *, device: Any, dtype: Any) -> Any:
+    """Return a cascade without its denoisers' weights, which `bring` reads when they are needed.
+
+    Raises:
+        PartMismatch: it has no stages that draw one after the other.
+    """
+    from zoo.construct import construct
+    from zoo.runs import load_sources
+
+    outline = construct(node, config, device="meta", dtype=dtype)
+    if not hasattr(outline, "bring"):
+        raise PartMismatch(f"'{node.card}' draws in one stage: load it without one_at_a_time")
+    kept = {role for role in outline.parts if role.partition(".")[0] not in outline.places}
+    built = construct(node, config, device=device, dtype=dtype, used=kept)
+    load_sources(node, built, kept)
+    for role, part in node.walk():
+        if part.source is not None:
+            built.mark_ready(role)
+
+    def bring(role: str) -> Any:
+        one = construct(node, config, device=device, dtype=dtype, used={role})
+        load_sources(node, one, {role})
+        return one.parts[role].eval()
+
+    built.bring = bring
+    return built
+
+
+def load(path: str, *, device: Any = None, dtype: Any = None, one_at_a_time: bool = False) -> Any:
     """Rebuild a saved run from its own folder, with no name: a Generator, or the part if the run trained a part alone.
 
     Parts that are not finished have fresh weights; `g.ready` says which, and `generate` refuses to use them.
+
+    Args:
+        path: the run folder.
+        device, dtype: as for `build`.
+        one_at_a_time: of a cascade, hold the weights of one denoiser at a time: each is read from the folder for every
+            chunk of candidates, and forgotten after its stage.
 
     Raises:
         BadRun: there is no run at `path`, or a part was trained on others than the ones beside it.
         BadWeights: a weight file is truncated, foreign, or of another model.
     """
-    return _unwrap(load_system(path, device=device, dtype=dtype))
+    return _unwrap(load_system(path, device=device, dtype=dtype, one_at_a_time=one_at_a_time))
 
 
-def load_system(path: str, *, device: Any = None, dtype: Any = None) -> Any:
+def load_system(path: str, *, device: Any = None, dtype: Any = None, one_at_a_time: bool = False) -> Any:
     """Rebuild a saved run as a system, also when it trained one part alone (`zoo.generators.Solo`); see `load`."""
     from zoo.runs import RunFolder
 
     folder = RunFolder(path).path.resolve()  # says what is wrong with the path; a folder may have a card's name
-    return _build_system(str(folder), device=device, dtype=dtype)
+    return _build_system(str(folder), device=device, dtype=dtype, one_at_a_time=one_at_a_time)
 
 
 def _unwrap(built: Any) -> Any:

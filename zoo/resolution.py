@@ -16,7 +16,7 @@ from zoo import plugins
 from zoo.catalogue import Card, catalogue
 from zoo.config import Overrides, fields, no_such_field, parse_overrides, plain, structure, value
 from zoo.errors import ConfigError, PartMismatch, PluginFailed, UnknownName
-from zoo.parts import Facts, Ref
+from zoo.parts import Facts, Place, Ref
 from zoo.specs import ModelSpec, locate
 
 OFFERS: dict[str, dict[str, str]] = {
@@ -124,12 +124,12 @@ def model_spec(card: Card) -> ModelSpec:
     return hits[0]
 
 
-def node_of(name: str, interface: str | None = None) -> Node:
-    """Return the unbound tree of a card, or of the fitting part of a run folder."""
+def node_of(name: str, interface: str | None = None, role: str = "") -> Node:
+    """Return the unbound tree of a card, or of the fitting part of a run folder, `role` where there are several."""
     if is_run(name):
         from zoo.runs import RunFolder
 
-        return RunFolder(name).node(interface)
+        return RunFolder(name).node(interface, role)
     card = catalogue().get(name)
     if interface and card.kind != interface:
         raise PartMismatch(f"'{name}' is a {card.kind}, and a {interface} is needed here")
@@ -160,7 +160,9 @@ def from_config(card: str, interface: str, config: Any, spec: ModelSpec | None, 
 def _interface_of(node: Node, name: str) -> str:
     """Return the interface a reference field asks for, also when it is None now."""
     item = node.values.get(name)
-    return item.interface if isinstance(item, Ref) else name
+    if isinstance(item, Ref):
+        return item.interface
+    return attrs.fields_dict(node.cls)[name].metadata.get("interface", name)
 
 
 def _is_ref(node: Node, name: str) -> bool:
@@ -203,7 +205,7 @@ def _replace_parts(root: Node, wanted: dict[tuple[str, ...], Any]) -> None:
             node.values[name] = None
             _require_optional(node, name, path)
         elif isinstance(card, str):
-            node.children[name] = node_of(card, _interface_of(node, name))
+            node.children[name] = node_of(card, _interface_of(node, name), name)
         else:
             raise ConfigError(f"{'.'.join(path)}: expected the name of a card or a run folder, got {card!r}")
 
@@ -271,23 +273,38 @@ def _bind(node: Node, offers: dict[str, tuple[Any, str]], where: str) -> Any:
     _fill(node, values, offers, received, where)
     size = values.get("image_size") or 0
     inner = {k: (values[k], node.card) for k in ("image_size", "classes") if values.get(k) is not None}
-    own: dict[str, tuple[Any, str]] = {}
+    places = node.cls.places({**values, **node.children}) if hasattr(node.cls, "places") else {}
+    told: list[tuple[str, Node, Any]] = []
+    # A part that offers facts stands before the parts that receive them.
     for name, child in sorted(node.children.items(), key=lambda item: item[1].interface not in OFFERS):
         path = f"{where}.{name}".strip(".")
-        # A part that offers facts stands before the parts that receive them.
+        place = places.get(name, Place(size))
+        around = {**inner, **_offers(told, place.image_size)}
+        if place.low is not None:
+            around["low"] = place.low, node.card
         given = child.given is not None
-        config = getattr(child.given, "config", None) if given else _bind(child, {**inner, **own}, path)
+        config = getattr(child.given, "config", None) if given else _bind(child, around, path)
         values[name] = Ref(child.card, child.interface, config, given)
-        facts = facts_of(child, config, size)
-        for field, fact in OFFERS.get(child.interface, {}).items():
-            if getattr(facts, fact) is not None:
-                own[field] = (getattr(facts, fact), path)
+        told.append((path, child, config))
+    own = _offers(told, size)
     _fill(node, values, own, own.keys() & values.keys(), where)
     try:
         return node.cls(**values)
     except (TypeError, ValueError) as cause:
         text = " ".join(str(cause.args[0] if cause.args else cause).split())
         raise ConfigError(f"{where or node.card}: {text}") from None
+
+
+def _offers(told: list[tuple[str, Node, Any]], image_size: int) -> dict[str, tuple[Any, str]]:
+    """Return what parts, each with its path and config, say of pictures of a size: field -> (fact, path)."""
+    found: dict[str, tuple[Any, str]] = {}
+    for path, child, config in told:
+        offers = OFFERS.get(child.interface)
+        facts = facts_of(child, config, image_size) if offers else None
+        for field, fact in (offers or {}).items():
+            if getattr(facts, fact) is not None:
+                found[field] = getattr(facts, fact), path
+    return found
 
 
 def _fill(node: Node, values: dict[str, Any], offers: dict[str, Any], names: Any, where: str) -> None:

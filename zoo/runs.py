@@ -115,10 +115,11 @@ class RunFolder:
         """The bound config."""
         return bind(self.node())
 
-    def node(self, interface: str | None = None) -> Node:
+    def node(self, interface: str | None = None, role: str = "") -> Node:
         """Return the unbound tree, or that of its one part with this interface; every part takes its weights here.
 
-        A field that came after the run was begun has its default: so the run was trained.
+        Of several parts with the interface, the one in `role` is meant. A field that came after the run was begun has
+        its default: so the run was trained.
 
         Raises:
             PartMismatch: the run has no such part, or several.
@@ -129,15 +130,17 @@ class RunFolder:
             raise BadRun(f"{self.path / 'run.toml'}: {cause}") from cause
         for _, part in list(root.walk()):
             _add_newer_fields(part)
-        for role, part in _roles(root):
-            if self.part_path(role).exists():
-                part.source, part.source_role = self.path, role
+        for name, part in _roles(root):
+            if self.part_path(name).exists():
+                part.source, part.source_role = self.path, name
         if interface is None or root.interface == interface:
             return root
-        fitting = [child for child in root.children.values() if child.interface == interface]
+        fitting = {name: child for name, child in root.children.items() if child.interface == interface}
+        if role in fitting:
+            return fitting[role]
         if len(fitting) != 1:
             raise PartMismatch(f"'{self.path}' has {len(fitting)} parts of kind {interface}; one is needed here")
-        return fitting[0]
+        return next(iter(fitting.values()))
 
     def part_path(self, role: str) -> Path:
         """Return where a finished part's weights are."""
@@ -210,10 +213,10 @@ def load_part(path: Path, built: Any, role: str) -> None:
     built.mark_ready(role)
 
 
-def load_sources(node: Node, built: Any) -> None:
-    """Load the weights of every part that was taken from a run folder."""
+def load_sources(node: Node, built: Any, roles: Collection[str] | None = None) -> None:
+    """Load the weights of every part, or of those in `roles`, that was taken from a run folder."""
     for role, part in _roles(node):
-        if part.source is not None:
+        if part.source is not None and (roles is None or role in roles):
             load_part(RunFolder(part.source).part_path(part.source_role), built, role)
 
 

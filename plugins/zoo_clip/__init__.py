@@ -1,4 +1,4 @@
-"""CLIP: a picture tower and a text tower trained to agree, used as the reranker.
+"""CLIP: a picture tower and a text tower trained to agree, used as the reranker; and its text tower alone.
 
 A. Radford et al.: Learning Transferable Visual Models From Natural Language Supervision (arXiv:2103.00020).
 """
@@ -9,11 +9,12 @@ from zoo.hookspecs import hookimpl
 from zoo.specs import ModelSpec
 
 ZOO_API = 1
+TEXT = ("clip-text-tiny", "clip-vit-b32-text", "clip-vit-l14-text")
 
 
 @hookimpl
 def zoo_specs() -> Iterable[ModelSpec]:
-    """Return the reranker."""
+    """Return the reranker and the text encoder."""
     return [
         ModelSpec(
             interface="reranker",
@@ -30,5 +31,14 @@ def zoo_specs() -> Iterable[ModelSpec]:
             "tokenizer=bpe-clip reads the published ones; or score with image_features(images) and "
             "text_features(ids, mask), the ids from a public CLIP tokenizer, the mask from "
             "zoo_clip.interop.caption_mask",
-        )
+        ),
+        ModelSpec(
+            interface="text_encoder",
+            config="zoo_clip.text_configs:ClipText",
+            build="zoo_clip.text:ClipText",
+            variants={name: f"zoo_clip.text_configs:{name.replace('-', '_')}" for name in TEXT},
+            interop={name: f"zoo_clip.text_interop:from_{name}" for name in ("huggingface", "openai")},
+            exports={name: f"zoo_clip.text_interop:to_{name}" for name in ("huggingface", "openai")},
+            described={"huggingface": "zoo_clip.text_interop:check_description"},
+        ),
     ]

@@ -27,7 +27,7 @@ def cost(c: Clip, batch: int) -> Cost:
         width, length = c.text_width, c.text_length
         t.weight("position", length, width)
         t.embedding("tokens", c.text_vocab, width, length)
-        _blocks(t, c, width, c.text_layers, c.text_heads, length, length * (length + 1) // 2)
+        blocks(t, width, c.text_layers, c.text_heads, length, length * (length + 1) // 2, c.activation)
         t.norm("norm_out", width, length)
         t.linear("project", width, c.embed_dim, 1, bias=False)
     _contrast(t, c, batch)
@@ -41,14 +41,14 @@ def _vision(t: Tally, c: Clip, size: int) -> None:
     t.weight("position", length, width)
     t.conv("patches", 3, width, c.patch, patches, reads=size**2, bias=False)
     t.norm("norm_in", width, length)
-    _blocks(t, c, width, c.vision_layers, c.vision_heads, length, length**2)
+    blocks(t, width, c.vision_layers, c.vision_heads, length, length**2, c.activation)
     t.norm("norm_out", width, 1)
     t.keep(stream=patches * width)  # the other rows of the tensor that the norm reads one row of
     t.linear("project", width, c.embed_dim, 1, bias=False)
 
 
-def _blocks(t: Tally, c: Clip, width: int, layers: int, heads: int, length: int, pairs: int) -> None:
-    """Residual sums number 2i (attention) and 2i + 1 (MLP)."""
+def blocks(t: Tally, width: int, layers: int, heads: int, length: int, pairs: int, activation: str) -> None:
+    """A tower's layers: residual sums number 2i (attention) and 2i + 1 (MLP)."""
     for i in range(layers):
         with t.at("blocks"), t.residual(2 * i, length * width):
             t.norm("norm", width, length)
@@ -59,7 +59,7 @@ def _blocks(t: Tally, c: Clip, width: int, layers: int, heads: int, length: int,
             t.norm("norm", width, length)
             t.linear("wide", width, 4 * width, length)
             t.keep(4 * length * width)  # the activation's input
-            t.keep(4 * length * width if c.activation == "quick_gelu" else 0)  # and its sigmoid
+            t.keep(4 * length * width if activation == "quick_gelu" else 0)  # and its sigmoid
             t.linear("out", 4 * width, width, length)
 
 

@@ -37,13 +37,14 @@ _TOP = {
     "vision.norm_out": ("vision_model.post_layernorm", "visual.ln_post"),
     "vision.project.weight": ("visual_projection.weight", "visual.proj"),
 }
-_BLOCK = {
+BLOCK = {
     "{even}.branch.norm": ("layer_norm1", "ln_1"),
     "{even}.branch.out": ("self_attn.out_proj", "attn.out_proj"),
     "{odd}.branch.norm": ("layer_norm2", "ln_2"),
     "{odd}.branch.wide": ("mlp.fc1", "mlp.c_fc"),
     "{odd}.branch.out": ("mlp.fc2", "mlp.c_proj"),
 }
+"""Our place in a tower's list of residual sums -> what it is called in a public layer."""
 _TOWERS = {
     "text": ("text_model.encoder.layers", "transformer.resblocks"),
     "vision": ("vision_model.encoder.layers", "visual.transformer.resblocks"),
@@ -60,7 +61,7 @@ def _names(config: Config, layout: int) -> Iterator[tuple[str, str]]:
     pairs = {ours: names[layout] for ours, names in _TOP.items()}
     for tower, prefixes in _TOWERS.items():
         for i in range(_depth(config, tower)):
-            for ours, names in _BLOCK.items():
+            for ours, names in BLOCK.items():
                 mine = f"{tower}.blocks.{ours.format(even=2 * i, odd=2 * i + 1)}"
                 pairs[mine] = f"{prefixes[layout]}.{i}.{names[layout]}"
     for ours, public in pairs.items():
@@ -87,7 +88,7 @@ def _shapes(config: Config) -> dict[str, torch.Size]:
         return {name: x.shape for name, x in Clip(config, sizes).state_dict().items()}
 
 
-class _Reader:
+class Reader:
     """Takes tensors out of a state dict by name, and knows what was not taken."""
 
     def __init__(self, state: Mapping[str, Tensor], extra: tuple[str, ...]) -> None:
@@ -117,7 +118,7 @@ def from_huggingface(state: Mapping[str, Tensor], config: Config) -> State:
     Raises:
         BadWeights: a tensor is missing, left over, or of another shape.
     """
-    reader = _Reader(state, HUGGINGFACE_EXTRA)
+    reader = Reader(state, HUGGINGFACE_EXTRA)
     ours = {mine: reader.take(public) for mine, public in _names(config, 0)}
     for mine, public in _attentions(config, 0):
         for kind in ("weight", "bias"):
@@ -128,7 +129,7 @@ def from_huggingface(state: Mapping[str, Tensor], config: Config) -> State:
 
 def to_huggingface(state: Mapping[str, Tensor], config: Config) -> State:
     """Return a `transformers.CLIPModel`'s state dict of ours; raises BadWeights as `from_huggingface` does."""
-    reader = _Reader(state, ())
+    reader = Reader(state, ())
     theirs = {public: reader.take(mine) for mine, public in _names(config, 0)}
     for mine, public in _attentions(config, 0):
         for kind in ("weight", "bias"):
@@ -140,7 +141,7 @@ def to_huggingface(state: Mapping[str, Tensor], config: Config) -> State:
 
 def from_openai(state: Mapping[str, Tensor], config: Config) -> State:
     """Return our state dict of OpenAI's or open_clip's (the ViT models); raises as `from_huggingface` does."""
-    reader = _Reader(state, OPENAI_EXTRA)
+    reader = Reader(state, OPENAI_EXTRA)
     ours: State = {}
     for mine, public in _names(config, 1):
         x = reader.take(public)
@@ -154,7 +155,7 @@ def from_openai(state: Mapping[str, Tensor], config: Config) -> State:
 
 def to_openai(state: Mapping[str, Tensor], config: Config) -> State:
     """Return OpenAI's state dict of ours; raises BadWeights as `from_huggingface` does."""
-    reader = _Reader(state, ())
+    reader = Reader(state, ())
     theirs: State = {}
     for mine, public in _names(config, 1):
         x = reader.take(mine)

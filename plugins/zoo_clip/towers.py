@@ -81,7 +81,7 @@ class Mlp(nn.Module):
         return self.out(self.act(self.wide(self.norm(x_BLD))))
 
 
-def _blocks(width: int, heads: int, depth: int, activation: str, *, causal: bool) -> nn.Sequential:
+def tower_blocks(width: int, heads: int, depth: int, activation: str, *, causal: bool) -> nn.Sequential:
     """Return `depth` blocks: residual sums number 2i (attention) and 2i + 1 (MLP)."""
     sums: list[nn.Module] = []
     for _ in range(depth):
@@ -99,7 +99,7 @@ class VisionTower(nn.Module):
         self.first = nn.Parameter(torch.empty(width).normal_(std=std))
         self.position = nn.Parameter(torch.empty(1 + (size // patch) ** 2, width).normal_(std=std))
         self.norm_in = nn.LayerNorm(width)
-        self.blocks = _blocks(width, heads, layers, activation, causal=False)
+        self.blocks = tower_blocks(width, heads, layers, activation, causal=False)
         self.norm_out = nn.LayerNorm(width)
         self.project = Linear(width, embed, std, bias=False)
 
@@ -122,7 +122,7 @@ class TextTower(nn.Module):
         super().__init__()
         self.tokens = Embedding(vocab, width)
         self.position = nn.Parameter(torch.empty(length, width).normal_(std=0.01))
-        self.blocks = _blocks(width, heads, layers, activation, causal=True)
+        self.blocks = tower_blocks(width, heads, layers, activation, causal=True)
         self.norm_out = nn.LayerNorm(width)
         self.project = Linear(width, embed, width**-0.5, bias=False)
 

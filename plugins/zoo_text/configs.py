@@ -6,6 +6,8 @@
 [4] github.com/openai/CLIP, clip/simple_tokenizer.py and clip/clip.py
 [5] github.com/kakaobrain/minDALL-E, dalle/models/tokenizer.py; its vocabulary has 16 384 pieces
 [6] github.com/ai-forever/ru-dalle, rudalle/tokenizer.py and rudalle/pipelines.py
+[7] C. Raffel et al.: Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer.
+    arXiv:1910.10683; transformers, models/t5/tokenization_t5.py
 """
 
 from __future__ import annotations
@@ -51,13 +53,18 @@ class Bpe:
 
 BYTES = 2 * 256 + 2
 """Pieces of CLIP's that are no merges: each byte inside a word and at its end, and two marks ([4])."""
+SENTINELS = 100
+"""Pieces of T5's that are in no file: the last ids, which stood for masked spans in its pre-training [7]."""
 
 
 @attrs.frozen(kw_only=True)
 class PublicBpe:
-    """A byte-pair tokenizer that reads captions as a published system does; its vocabulary is imported, or fitted."""
+    """A tokenizer that reads captions as a published system does; its vocabulary is imported, or fitted.
 
-    style: Literal["clip", "mindalle", "rudalle"] = "clip"
+    T5's picks the likeliest pieces, the others merge pairs.
+    """
+
+    style: Literal["clip", "mindalle", "rudalle", "t5"] = "clip"
     """Whose: how captions are cleaned and cut into words, what is done with unknown letters, which marks are set."""
     vocab_size: int = attrs.field(default=49408, validator=v.ge(16))
     """Pieces of the vocabulary, marks included. An imported one has exactly so many, a fitted one at most."""
@@ -70,6 +77,8 @@ class PublicBpe:
     def _spells_bytes(self, attribute: Any, value: int) -> None:
         if self.style == "clip" and value < BYTES:
             raise ValueError(f"vocab_size: {value} is too few for style='clip', which spells {BYTES} bytes and marks")
+        if self.style == "t5" and value < SENTINELS + 16:
+            raise ValueError(f"vocab_size: {value} is too few for style='t5', which has {SENTINELS} sentinels")
 
     def facts(self, image_size: int) -> Facts:
         """Return the vocabulary and length, which no picture size changes."""
@@ -93,6 +102,11 @@ def bpe_mindalle() -> PublicBpe:
 def bpe_rudalle() -> PublicBpe:
     """Return ruDALL-E's tokenizer: 16 384 pieces of letters, 128 tokens with a mark at each end [6]."""
     return PublicBpe(style="rudalle", vocab_size=16384, length=128)
+
+
+def sentencepiece_t5() -> PublicBpe:
+    """Return T5's tokenizer: 32 000 pieces and 100 sentinels [7], 128 tokens with an end mark (NeMo's for Imagen)."""
+    return PublicBpe(style="t5", vocab_size=32100, length=128)
 
 
 def bpe_16384() -> Bpe:

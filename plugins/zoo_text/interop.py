@@ -4,7 +4,8 @@ A "state dict" of theirs is the bytes of each file, uint8, by the names below. `
 checkpoint has on the meta device: there the names decide, and nothing is read.
 
 `openai`: github.com/openai/CLIP, clip/bpe_simple_vocab_16e6.txt.gz, merges alone; `huggingface`: vocab.json with
-merges.txt; `tokenizers`: tokenizer.json; `youtokentome`: one file of numbers, see `zoo_text.yttm`.
+merges.txt; `tokenizers`: tokenizer.json; `youtokentome`: one file of numbers, see `zoo_text.yttm`; `sentencepiece`:
+one binary file, T5's spiece.model.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ FILES: dict[str, list[dict[str, str]]] = {
     ],
     "mindalle": [{"vocab.json": "*vocab.json", "merges.txt": "*merges.txt"}],
     "rudalle": [{"bpe.model": "*bpe*.model"}],
+    "t5": [{"spiece.model": "*piece*.model"}],
 }
 """Style -> the sets of files that hold its vocabulary, the preferred first: our name -> pattern of theirs."""
 
@@ -115,17 +117,13 @@ def from_youtokentome(state: State, config: PublicBpe) -> dict[str, Tensor]:
     return _made(state, config, str.encode, "bpe.model")
 
 
-def _made(state: State, config: PublicBpe, make: Callable[..., bytes], *names: str) -> dict[str, Tensor]:
-    """Return the state dict that `make` makes of the files' texts; on the meta device, of their names alone."""
-    if state.keys() != set(names):
-        raise BadWeights(f"this layout is {' with '.join(names)}")
-    if any(x.is_meta for x in state.values()):
-        return {"vocabulary": torch.empty(0, dtype=torch.uint8, device="meta")}
-    content = make(*(_text(state[name], name) for name in names))
-    size = READERS[config.style](content).size
-    if size != config.vocab_size:
-        raise BadWeights(f"the vocabulary has {size:,} pieces, and the part that reads it {config.vocab_size:,}")
-    return {"vocabulary": torch.frombuffer(bytearray(content), dtype=torch.uint8)}
+def from_sentencepiece(state: State, config: PublicBpe) -> dict[str, Tensor]:
+    """Return our state dict of a sentencepiece model, which is kept as it is."""
+    return _made(state, config, bytes, "spiece.model", read=_bytes)
+
+
+def _bytes(content: Tensor, name: str) -> bytes:
+    return bytes(content.numpy())
 
 
 def _text(content: Tensor, name: str) -> str:
@@ -141,3 +139,18 @@ def _json(text: str) -> Any:
         return json.loads(text)
     except ValueError as error:
         raise BadWeights(f"not JSON, or truncated ({error})") from error
+
+
+def _made(
+    state: State, config: PublicBpe, make: Callable[..., bytes], *names: str, read: Callable[[Tensor, str], Any] = _text
+) -> dict[str, Tensor]:
+    """Return the state dict that `make` makes of the files' texts; on the meta device, of their names alone."""
+    if state.keys() != set(names):
+        raise BadWeights(f"this layout is {' with '.join(names)}")
+    if any(x.is_meta for x in state.values()):
+        return {"vocabulary": torch.empty(0, dtype=torch.uint8, device="meta")}
+    content = make(*(read(state[name], name) for name in names))
+    size = READERS[config.style](content).size
+    if size != config.vocab_size:
+        raise BadWeights(f"the vocabulary has {size:,} pieces, and the part that reads it {config.vocab_size:,}")
+    return {"vocabulary": torch.frombuffer(bytearray(content), dtype=torch.uint8)}

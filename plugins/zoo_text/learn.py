@@ -9,7 +9,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from zoo_text import yttm
+from zoo_text import t5_reader, yttm
 from zoo_text.captions import alphabet
 from zoo_text.configs import BYTES, PublicBpe
 from zoo_text.pieces import Pieces, byte_letters, from_json, of_bytes
@@ -18,7 +18,8 @@ from zoo_text.readers import PAD_PIECE, UNKNOWN_PIECE, clip_words, library
 
 def learn(captions: Iterable[str], config: PublicBpe) -> bytes:
     """Return the state of a tokenizer of at most `config.vocab_size` pieces; the same every time."""
-    return {"clip": _clip, "mindalle": _mindalle, "rudalle": _rudalle}[config.style](captions, config.vocab_size)
+    ways = {"clip": _clip, "mindalle": _mindalle, "rudalle": _rudalle, "t5": t5_reader.learn}
+    return ways[config.style](captions, config.vocab_size)
 
 
 def _clip(captions: Iterable[str], size: int) -> bytes:

@@ -2,7 +2,8 @@
 
 Each reader is made of the bytes that are a tokenizer's state, and has `size`, the marks `start` and `end` (lists of
 ids), `keeps_end` (a caption that is cut keeps its end mark), `unknown` (the ids of what has no piece), `encode` of one
-caption without marks, and `decode` of such ids. `tokenizers` is imported when a caption is read, not before.
+caption without marks, and `decode` of such ids. `tokenizers` is imported when a caption is read, not before. T5's is
+in `t5_reader.py`.
 
 [1] transformers, models/clip/tokenization_clip.py
 [2] tokenizers, CharBPETokenizer; github.com/kakaobrain/minDALL-E, dalle/models/tokenizer.py and __init__.py
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 
 from zoo.errors import BadWeights, NotInstalled
 from zoo_text.pieces import END, START, Pieces
+from zoo_text.t5_reader import T5Reader
 from zoo_text.yttm import Yttm
 
 _WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -142,8 +144,9 @@ class YttmReader:
         return self._model.decode(ids)
 
 
-READERS: dict[str, type[ClipReader] | type[CharReader] | type[YttmReader]] = {
+READERS: dict[str, type[ClipReader] | type[CharReader] | type[YttmReader] | type[T5Reader]] = {
     "clip": ClipReader,
     "mindalle": CharReader,
     "rudalle": YttmReader,
+    "t5": T5Reader,
 }

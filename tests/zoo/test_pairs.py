@@ -33,3 +33,19 @@ def test_a_prior_reads_labels_or_nothing(prior: Card, reads: str) -> None:
     case = Case(f"{prior.name}-{reads}", "generator", config, lambda seed: construct(node, config, seed=seed))
     stages_train(case)
     pictures_follow_the_seed(case)
+
+
+@pytest.mark.parametrize("reads", ["text", "label", "nothing"])
+@pytest.mark.parametrize(("latent", "above"), [("pixels", "sr32"), ("vae", "sr64")])
+@pytest.mark.parametrize("denoiser", tiny("denoiser"), ids=lambda card: card.name)
+def test_any_denoiser_is_a_stage_in_any_latent(denoiser: Card, latent: str, above: str, reads: str) -> None:
+    size = int(above.removeprefix("sr"))
+    overrides = [
+        "sr32=none", f"base={denoiser.name}", f"{above}={denoiser.name}", f"latent={latent}",
+        f"base_size={size // 2}", f"image_size={size}", f"base.reads={reads}", f"{above}.reads={reads}",
+    ]  # fmt: skip
+    node, config = resolve_tree("imagen-tiny", overrides, classes=3)
+    assert config.base.channels == config.latent.facts(size).channels
+    case = Case(f"{denoiser.name}-{reads}", "generator", config, lambda seed: construct(node, config, seed=seed))
+    stages_train(case)
+    pictures_follow_the_seed(case)

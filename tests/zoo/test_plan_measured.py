@@ -10,6 +10,7 @@ import zoo
 from zoo.catalogue import catalogue
 from zoo.cost import Widths
 from zoo.nn.residual import checkpoint_branches
+from zoo.rng import Rng
 from zoo.testing.kit import case_of, one_thread
 from zoo.testing.measured import saved_bytes
 
@@ -19,18 +20,20 @@ LONG = " above a very small blue square beside it" * 8
 """Makes every caption as long as the tokenizer allows: the plan takes them so."""
 
 TRAINED = [
+    "clip-text-tiny",
     "clip-tiny",
     "dalle-prior-tiny",
     "dvae-tiny",
     "imagegpt-prior-tiny",
     "pixelcnn-tiny",
+    "t5-tiny",
     "vae",
     "vqgan-tiny",
     "vqvae-fsq",
     "vqvae-sonnet",
     "vqvae-tiny",
 ]
-CAUSAL = ["clip-tiny", "dalle-prior-tiny", "imagegpt-prior-tiny"]
+CAUSAL = ["clip-text-tiny", "clip-tiny", "dalle-prior-tiny", "imagegpt-prior-tiny"]
 """Of which, those with attention under a mask."""
 
 
@@ -42,6 +45,9 @@ def _one_thread():
 
 def loss_of(case, part, rows=ROWS):
     """Return a function that computes the training loss of `rows` samples."""
+    if case.interface == "text_encoder":  # it has none: another part's reaches all of its embeddings
+        ids = Rng(0, range(rows)).integers(case.config.text_vocab, case.config.text_length)
+        return lambda: part.encode(ids, torch.ones_like(ids, dtype=torch.bool)).sum()
     batch, cond = case.batch(part, rows), case.cond(rows)
     if case.interface == "reranker":
         batch = attrs.evolve(batch, texts=tuple(text + LONG for text in batch.texts))
@@ -108,6 +114,8 @@ def test_flops_of_attention_are_those_of_the_kept_keys(name):
 
 def kept_products(name, config, part):
     """Return width times the pairs of a query and a key that the masks show, over all layers, by counting them."""
+    if name == "clip-text-tiny":
+        return (config.layers - 1) * config.width * int(torch.ones(config.text_length, config.text_length).tril().sum())
     if name == "clip-tiny":
         tokens, patches = config.text_length, 1 + (config.image_size // config.patch) ** 2
         causal = int(torch.ones(tokens, tokens).tril().sum())
@@ -117,6 +125,12 @@ def kept_products(name, config, part):
     length = part.prefix.length + part.length - 1
     masks = (part.masks.dense(kind, length, torch.device("cpu")) for kind in part.kinds)
     return config.width * sum(int(mask.sum()) for mask in masks)
+
+
+@pytest.mark.parametrize("name", ["t5-tiny", "clip-text-tiny"])
+def test_encoding_a_caption_costs_what_a_forward_pass_does(name):
+    cost = case_of(name).config.cost()
+    assert cost.encode == cost.flops > 0
 
 
 def test_encoding_flops_are_those_of_encode():

@@ -23,6 +23,7 @@ BENCHES = {
     "powersgd": "zoo.bench.powersgd",
     "powersgd-run": "zoo.bench.powersgd_run",
     "resblock": "zoo.bench.resblock",
+    "samplers": "zoo.bench.samplers",
     "stages": "zoo.bench.stages",
     "vq": "zoo.bench.vq",
 }

@@ -74,9 +74,9 @@ class Seen:
 
 def prompts_of(generator: Any, batch: Batch) -> list[Any] | None:
     """Return what the system is asked for pictures like these; None where the data does not say."""
-    if generator.reads_what == "ids":
+    if generator.asks == "caption":
         return None if batch.texts is None else list(batch.texts)
-    if generator.reads_what == "label":
+    if generator.asks == "label":
         return None if batch.labels is None else batch.labels.tolist()
     return [None] * len(batch)
 
@@ -119,7 +119,7 @@ def look(generator: Any, dataset: Dataset, ask: Ask, progress: Callable[[int, in
         generator: a system with `best_of`.
         dataset: the split.
         ask: what is asked.
-        progress: called with (codes drawn, codes in all).
+        progress: called with (units of work done, units in all).
     """
     tally, count = _Tally(ask), min(ask.captions, len(dataset))
     most, plain = max(ask.counts), [r for r in ask.radii if r] + [0.0]

@@ -67,15 +67,15 @@ def evaluate_run(
     for part in generator.stages:
         if part != "codebook" and ready[part] and all(ready[r] for r in generator.reads(part)):
             report[part] = loss_figures(generator, part, validation, min(pictures, 512), seed)
-    if not hasattr(generator, "best_of") or not all(ready[r] for r in (*generator.reads("prior"), "prior")):
+    if not hasattr(generator, "best_of") or not all(ready[r] for r in generator.used()):
         return report
-    reads = generator.reads_what
+    captioned = generator.asks == "caption"
     ask = Ask(
         captions=captions,
-        counts=tuple(sorted({k for k in candidates if k == 1 or (ready.get("reranker") and reads == "ids")} or {1})),
+        counts=tuple(sorted({k for k in candidates if k == 1 or (ready.get("reranker") and captioned)} or {1})),
         radii=tuple(blur),
         features=features_of(generator, distances),
-        judge=judge_of(data) if reads == "ids" else None,
+        judge=judge_of(data) if captioned else None,
         reference=max(pictures, captions),
         seed=seed,
         chunk=chunk,
@@ -83,8 +83,9 @@ def evaluate_run(
     for split, source in _sources(data, splits, size):
         if prompts_of(generator, source.read(range(1))) is None:
             continue  # a prior that reads captions, and data that have none
-        codes = min(captions, len(source)) * max(ask.counts) * generator.prior.length
-        with bar(codes, f"{split}, {max(ask.counts)} each", "code") as progress:
+        units, unit = generator.work
+        work = min(captions, len(source)) * max(ask.counts) * units
+        with bar(work, f"{split}, {max(ask.counts)} each", unit) as progress:
             seen = look(generator, source, ask, partial(_advance, progress))
         _enter(report, split, ask, seen)
         if grid is not None:
@@ -172,9 +173,9 @@ def lines(report: Report) -> list[str]:
             f"codebook   PSNR {c['psnr']:.1f} dB, {c['used']} of {c['vocab_size']} codes used, "
             f"perplexity {c['perplexity']:.1f}{obeyed}"
         )
-    for part in ("prior", "reranker"):
-        if part in report:
-            terms = ", ".join(f"{name} {value:.4f}" for name, value in report[part].items())
+    for part, found in report.items():
+        if isinstance(found, dict) and "loss" in found:
+            terms = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
             text.append(f"{part:<10} {terms}")
     for split in report.get("splits", ()):
         text += list(_split_lines(report, split))

@@ -8,7 +8,7 @@ from typing import Any
 import attrs
 
 from zoo.config import fields
-from zoo.cost import Cost
+from zoo.cost import Cost, Kept
 from zoo.errors import ConfigError, PluginFailed, UnknownName
 from zoo.parts import Recipe
 from zoo.resolution import Node
@@ -85,16 +85,37 @@ def stage_of(node: Node, config: Any, part: str | None = None, batch: int | None
         ConfigError: nothing of it is trained.
     """
     parts = {role: (child, bound) for role, child, bound in parts_of(node, config)}
-    trained = {role: at for role, at in parts.items() if "." not in role and "train" in fields(type(at[1]))}
+    trained = {role: at for role, at in parts.items() if "." not in role and _has_stage(*at)}
     if part is not None and part not in parts:
         raise UnknownName(f"part of '{node.card}'", part, trained, f"one of {', '.join(trained)}")
     if not trained or (part is not None and part not in trained):
         raise ConfigError(f"{part or node.card}: it is not trained by gradient, so there is nothing to plan")
     chosen = part or _largest(trained)
-    child, bound = trained[chosen]
-    recipe = bound.train
-    cost = cost_of(chosen, child, bound, batch or recipe.batch)
-    return Stage(part=chosen, recipe=recipe, cost=cost, frozen=_frozen(chosen, parts))
+    recipe = trained[chosen][1].train
+    # Parts that are trained with it, as a laptop's text encoder with the base of its cascade.
+    roles = (*(config.together().get(chosen, ()) if hasattr(config, "together") else ()), chosen)
+    cost = _joined([cost_of(role, *parts[role], batch or recipe.batch) for role in roles])
+    frozen = {role: x for role, x in _frozen(chosen, parts).items() if role not in roles}
+    return Stage(part=chosen, recipe=recipe, cost=cost, frozen=frozen)
+
+
+def _has_stage(node: Node, config: Any) -> bool:
+    """Whether a part is trained by a stage of its own: a text encoder learns from what reads it."""
+    return "train" in fields(type(config)) and node.interface != "text_encoder"
+
+
+def _joined(costs: list[Cost]) -> Cost:
+    """Return what parts cost that are trained together."""
+    if len(costs) == 1:
+        return costs[0]
+    return Cost(
+        weights=tuple(w for cost in costs for w in cost.weights),
+        flops=sum(cost.flops for cost in costs),
+        kept=sum((cost.kept for cost in costs), Kept()),
+        blocks=tuple(block for cost in costs for block in cost.blocks),
+        largest=max(cost.largest for cost in costs),
+        whole_batch=any(cost.whole_batch for cost in costs),
+    )
 
 
 def _largest(trained: dict[str, tuple[Node, Any]]) -> str:
@@ -107,6 +128,7 @@ def _largest(trained: dict[str, tuple[Node, Any]]) -> str:
 def _frozen(part: str, parts: dict[str, tuple[Node, Any]]) -> dict[str, Cost]:
     """Return the costs of what a stage reads: a prior or denoiser what turns pictures and captions into its input,
     every part its own nested ones."""
-    read = ("tokenizer", "text_encoder", "codebook", "latent") if part in MAIN else ()
+    draws = parts[part][0].interface in ("prior", "denoiser")
+    read = ("tokenizer", "text_encoder", "codebook", "latent") if draws else ()
     roles = [r for r in parts if r != part and (r.startswith(f"{part}.") or r.partition(".")[0] in read)]
     return {role: cost_of(role, *parts[role]) for role in roles}

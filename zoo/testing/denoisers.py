@@ -10,8 +10,10 @@ from zoo.interfaces import Prediction
 from zoo.testing.kit import ROWS, Case, close, global_random_state_kept, need
 
 
-def _predict(case: Case, rows: slice = slice(None), seed: int = 0, drop: Tensor | None = None) -> Prediction:
-    logsnr, cond = torch.linspace(-8, 8, ROWS), attrs.evolve(case.cond(seed=seed), drop=drop)
+def _predict(
+    case: Case, rows: slice = slice(None), seed: int = 0, drop: Tensor | None = None, **more: Tensor
+) -> Prediction:  # fmt: skip
+    logsnr, cond = torch.linspace(-8, 8, ROWS), attrs.evolve(case.cond(seed=seed), drop=drop, **more)
     return case.part.predict(case.z()[rows], logsnr[rows], cond[rows])
 
 
@@ -41,4 +43,20 @@ def dropped_condition_is_unseen(case: Case) -> None:
     close(mixed[~some], kept[~some], "a row that is kept notices that another is dropped")
 
 
-CHECKS = [predictions_have_their_shape, dropped_condition_is_unseen]
+def picture_below_is_never_dropped(case: Case) -> None:
+    """Where there is a picture of the stage below, it and its noise level are read, by dropped rows too."""
+    cond = case.cond()
+    if cond.low is None or cond.low_level is None:
+        return
+    for drop in (None, torch.ones(ROWS, dtype=torch.bool)):
+        rows = "" if drop is None else " by rows that drop their condition"
+        with torch.inference_mode():
+            own = _predict(case, drop=drop).mean
+            other = _predict(case, drop=drop, low=-cond.low).mean
+            louder = _predict(case, drop=drop, low_level=cond.low_level - 2).mean
+        for what, found in (("low", other), ("low_level", louder)):
+            moved = (own - found).abs().flatten(1).amax(1)
+            need(moved.min() > 1e-6, f"`{what}` is not read{rows}")
+
+
+CHECKS = [predictions_have_their_shape, dropped_condition_is_unseen, picture_below_is_never_dropped]

@@ -166,9 +166,14 @@ class Case:
     def cond(self, rows: int = ROWS, seed: int = 0, **more: Tensor) -> Cond:
         """Return a random condition of what the config `reads`; all captions have as many tokens.
 
-        (A loss may be averaged over the tokens of a batch, which equals a mean over samples of equal length.)
+        (A loss may be averaged over the tokens of a batch, which equals a mean over samples of equal length.) The
+        picture of the stage below, where the config has `low`, is the same for every seed.
         """
         reads, config, rng = getattr(self.config, "reads", "nothing"), self.config, Rng(seed, range(rows)).fork("cond")
+        if getattr(config, "low", None):
+            source = Rng(0, range(rows)).fork("low")
+            low = source.normal(config.channels, *config.size)
+            more = {"low": low, "low_level": 8 * source.uniform() - 4, **more}
         if reads == "label":
             return Cond(label=rng.integers(self.classes), **more)
         if reads == "ids":

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -54,6 +56,51 @@ def parameters_belong_to_one_module(case: Case) -> None:
             for p in block.branch.parameters():
                 first = branches.setdefault(id(p), name)
                 need(first == name, f"the residual branches {first} and {name} share a parameter")
+
+
+def parameters_are_set_where_they_are_made(case: Case) -> None:
+    """No module's parameter changes after its own constructor: built in pieces over many devices, it would not.
+
+    (DeepSpeed's `zero.Init` cuts up parameters when their module's constructor ends; what its parent sets is lost.)
+    """
+    case.make(0)  # imports every class
+    with _noted() as made:
+        system = case.make(0)
+    for part in system.parts.values():
+        for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
+            for own, p in module.named_parameters(recurse=False):
+                before = made[module].get(own)
+                what = f"{name}.{own}".strip(".")
+                need(before is not None, f"parameter '{what}' is made after the constructor of its module")
+                need(torch.equal(before, p.detach()), f"parameter '{what}' is set after the constructor of its module")
+
+
+@contextmanager
+def _noted() -> Iterator[dict[nn.Module, dict[str, Tensor]]]:
+    """Note the own parameters of every module that is made in the block, as its constructor leaves them."""
+    made: dict[nn.Module, dict[str, Tensor]] = {}
+    before = {cls: cls.__init__ for cls in _below(nn.Module) if "__init__" in vars(cls)}
+
+    def noting(init: Any) -> Any:
+        @functools.wraps(init)
+        def noted(self: Any, *arguments: Any, **named: Any) -> None:
+            init(self, *arguments, **named)
+            if type(self).__init__ is noted:  # else one of a class below it goes on
+                made[self] = {name: p.detach().clone() for name, p in self.named_parameters(recurse=False)}
+
+        return noted
+
+    try:
+        for cls, init in before.items():
+            cls.__init__ = noting(init)  # type: ignore[misc]
+        yield made
+    finally:
+        for cls, init in before.items():
+            cls.__init__ = init  # type: ignore[misc]
+
+
+def _below(cls: type) -> set[Any]:
+    return {cls}.union(*map(_below, cls.__subclasses__()))
 
 
 def state_survives_saving(case: Case) -> None:
@@ -112,5 +159,17 @@ def flat(x: Any) -> Iterable[Tensor]:
     return [x] if isinstance(x, Tensor) else [item for part in x for item in flat(part)]
 
 
-CHECKS = [has_its_interface, knows_itself, parameters_belong_to_one_module, state_survives_saving, runs_in_double]
-SYSTEM_CHECKS = [has_its_interface, knows_itself, parameters_belong_to_one_module]
+CHECKS = [
+    has_its_interface,
+    knows_itself,
+    parameters_belong_to_one_module,
+    parameters_are_set_where_they_are_made,
+    state_survives_saving,
+    runs_in_double,
+]
+SYSTEM_CHECKS = [
+    has_its_interface,
+    knows_itself,
+    parameters_belong_to_one_module,
+    parameters_are_set_where_they_are_made,
+]

@@ -148,7 +148,7 @@ def _figures(data: Any, setting: Setting, system: Any, part: str, chunk: int) ->
     judge = judge_of(setting.data)
     if part == "codebook":
         figures["psnr"] = codebook_figures(system.parts[part], data, PICTURES)["psnr"]
-    if part == "prior" and judge is not None and getattr(system, "reads_what", "") == "ids":
+    if part == "prior" and judge is not None and getattr(system, "asks", "") == "caption":
         ask = Ask(captions=CAPTIONS, counts=(1,), radii=(), features=(), judge=judge, reference=0, seed=setting.seed,
                   chunk=min(DRAWN, CAPTIONS))  # fmt: skip
         seen = look(system, data, ask)

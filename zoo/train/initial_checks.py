@@ -14,6 +14,7 @@ from zoo.parts import Ref
 from zoo.resolution import RECEIVES, Node
 from zoo.runs import RunFolder
 from zoo.train.initial import Initial, nodes_of
+from zoo.train.stage import trained_roles
 from zoo.weights import TensorFile, mismatch, read_metadata, sha256
 
 log = logging.getLogger("zoo.train")
@@ -150,7 +151,7 @@ def _check_lineage(
     initial: Initial, role: str, ours: Mapping[str, Node], outline: Any, stages: tuple[str, ...], out: Path
 ) -> None:  # fmt: skip
     """Refuse a part whose tokenizer (whatever is fitted and not trained) is not the one it has learnt with."""
-    changing = {r for part in stages for r in outline.stages[part] if hasattr(outline.parts[r], "loss")}
+    changing = {r for part in stages for r in trained_roles(outline, part)}
     knew = read_metadata(initial.files[role]).get("trained_on", {})
     part = next(name for name in stages if role in outline.stages[name])
     for other in outline.reads(part):

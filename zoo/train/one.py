@@ -18,6 +18,7 @@ from zoo.nn.residual import checkpoint_branches
 from zoo.parts import Recipe
 from zoo.runs import RunFolder
 from zoo.train.checkpoint import Checkpoints
+from zoo.train.embedded import Embedded, open_embeddings
 from zoo.train.facts import check, facts
 from zoo.train.feed import AHEAD, Feed
 from zoo.train.initial import Initial, begin_from
@@ -81,6 +82,7 @@ def train_stage(setting: Setting, part: str) -> None:
         return
     recipe = recipe_for(generator, part, options)
     data = _open(setting, "train", recipe)
+    _check_ready(setting, part)
     _fit(setting, part, data)
     prints = _frozen_prints(setting, part)
     stage = Stage(generator, part)
@@ -99,12 +101,12 @@ def train_stage(setting: Setting, part: str) -> None:
 
 def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapping[str, str]) -> Job:
     options, engine, part = setting.options, setting.engine, stage.part
-    samples = recipe.steps * recipe.batch
-    store = open_store(
-        setting.folder.path / "store", setting.generator, part, data, prints,
-        samples=samples, device=engine.device, world=engine.world,
-    )  # fmt: skip
-    source = data if store is None else store
+    stored = (setting.folder.path / "store", setting.generator, part)
+    sizes: Any = {"samples": recipe.steps * recipe.batch, "device": engine.device, "world": engine.world}
+    embeddings = open_embeddings(*stored, data, prints, given=options.embeddings, **sizes)
+    data = data if embeddings is None else Embedded(data, embeddings)
+    store = open_store(*stored, data, prints, **sizes)
+    source = data if store is None else store if embeddings is None else Embedded(store, embeddings)
     feed = Feed(
         read=source.read,
         length=len(source),
@@ -209,18 +211,51 @@ def _shown(setting: Setting, data: Any, recipe: Recipe) -> Any:
     return held if len(held) else data
 
 
+def _check_ready(setting: Setting, part: str) -> None:
+    """Refuse a stage whose frozen parts have no weights, before any is fitted.
+
+    Raises:
+        NotReady: names the command that trains or imports it.
+    """
+    generator, model, out = setting.generator, setting.options.model, setting.folder.path
+    for role in generator.reads(part):
+        if generator.ready[role] or hasattr(generator.parts[role], "fit"):
+            continue
+        owner = next((name for name, roles in generator.stages.items() if role in roles), None)
+        remedy = f"python scripts/train.py --model {model} --part {owner} --out {out}"
+        if owner is None:  # no stage trains it
+            remedy = f"zoo import {model} PATH --part {role} --out {out}"
+        raise NotReady(f"'{part}' is trained on '{role}', which has no weights yet; type: {remedy}")
+
+
 def _fit(setting: Setting, part: str, data: Any) -> None:
     """Fit the stage's parts that are fitted in one go and are not ready, each a stage of one step."""
     generator = setting.generator
     for role in fitted_roles(generator, part):
         if generator.ready[role] or role in trained_roles(generator, part):
             continue
+        _refuse_other_ids(setting, role)
         log.info("%s: fitting on %s", role, setting.data)
         world, module = setting.engine.world, generator.parts[role]
         state = first(world, partial(_fit_one, setting, role, module, data))
         if world.rank > 0:
             module.load_state_dict(state)
         generator.mark_ready(role)
+
+
+def _refuse_other_ids(setting: Setting, role: str) -> None:
+    """Refuse to fit a part anew that one with weights of its own reads: its ids would mean something else.
+
+    Raises:
+        NotReady: says what to import.
+    """
+    generator, folder, model = setting.generator, setting.folder, setting.options.model
+    for other in generator.parts:
+        if role in generator.reads(other) and folder.finished(other):
+            raise NotReady(
+                f"'{other}' has weights and '{role}', which it reads, has none, and fitted anew it would have other "
+                f"ids; type: zoo import {model} PATH --part {role} --out {folder.path}"
+            )
 
 
 def _fit_one(setting: Setting, role: str, module: Any, data: Any) -> Mapping[str, Any]:
@@ -235,19 +270,9 @@ def _fit_one(setting: Setting, role: str, module: Any, data: Any) -> Mapping[str
 
 
 def _frozen_prints(setting: Setting, part: str) -> dict[str, str]:
-    """Return the fingerprints of the parts this stage reads, each saved in the run folder.
-
-    Raises:
-        NotReady: one has no weights; names the command that trains it.
-    """
+    """Return the fingerprints of the parts this stage reads, each saved in the run folder."""
     generator, folder, prints = setting.generator, setting.folder, {}
     for role in generator.reads(part):
-        if not generator.ready[role]:
-            owner = next((name for name, roles in generator.stages.items() if role in roles), role)
-            raise NotReady(
-                f"'{part}' is trained on '{role}', which has no weights yet; type: python scripts/train.py "
-                f"--model {setting.options.model} --part {owner} --out {folder.path}"
-            )
         module = generator.parts[role]
         if isinstance(module, nn.Module) and module.state_dict():
             prints[role] = first(setting.engine.world, partial(_kept, folder, role, module))

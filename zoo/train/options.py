@@ -38,6 +38,8 @@ class TrainOptions:
     init: str | None = None
     """Whose weights training starts from: a run folder, or a safetensors file of the one part trained; None: new ones,
     or those the run was begun from."""
+    embeddings: Path | None = None
+    """A folder of captions' embeddings that `zoo embed` made; None: those of small data are kept in the run."""
     steps: int | None = attrs.field(default=None, validator=_positive)
     """Updates of each stage; None: the recipe's."""
     batch: int | None = attrs.field(default=None, validator=_positive)
@@ -85,6 +87,12 @@ class TrainOptions:
     "--data", help="shapes, emoji, folder:PATH, mnist:PATH, cifar10:PATH ... Default: the run's, else the model's own."
 )
 @click.option("--init", metavar="RUN|FILE", help="Start from these weights: a run folder, or a part's safetensors.")
+@click.option(
+    "--embeddings",
+    metavar="FOLDER",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Captions' embeddings by a frozen text encoder, which `zoo embed` made.",
+)
 @click.option("--steps", type=click.IntRange(1), help="Updates. Default: the recipe's.")
 @click.option("--batch", type=click.IntRange(1), help="Global batch, whatever the number of processes.")
 @click.option("--accumulate", type=click.IntRange(1), help="Split the batch into this many, to save memory.")

@@ -20,6 +20,7 @@ from zoo.train import finetuning, initial
 from zoo.train.allocator import keep_freed_memory
 from zoo.train.checkpoint import Checkpoints
 from zoo.train.copies import machine
+from zoo.train.embedded import check_asked
 from zoo.train.facts import check
 from zoo.train.feed import check_shares
 from zoo.train.group import launched
@@ -50,6 +51,7 @@ def run(options: TrainOptions) -> RunFolder:
     })  # fmt: skip
     outline = registry.build_system(node, config, seed=seed, device="meta")
     stages = _check_part(outline, options)
+    check_asked(options.embeddings, outline, stages)
     start = first(engine.world, lambda: initial.find(options, out, outline, stages))
     if start is not None:
         node, config, seed, data = _resolve(options, out, start)

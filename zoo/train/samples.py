@@ -38,6 +38,9 @@ def draw(generator: Any, role: str, dataset: Dataset, path: Path, *, seed: int, 
                 images = dataset.read(range(count)).to(device).images
                 assert images is not None
                 pictures, captions = torch.cat([images, _rebuilt(part, images)]), [""] * (2 * count)
+            elif isinstance(part, Denoiser) and hasattr(generator, "draw_stage"):
+                batch = dataset.read(range(count)).to(device)
+                pictures, captions = generator.draw_stage(role, batch, seed), list(batch.texts or [""] * count)
             elif isinstance(part, Prior | Denoiser):
                 prompts = _prompts(part, dataset, count)
                 pictures = generator.generate(prompts, seed=seed, allow_untrained=True)

@@ -62,8 +62,8 @@ def key_of(role: str) -> str:
 
 
 def trained_roles(generator: Any, part: str) -> tuple[str, ...]:
-    """Return the roles of a stage that have a loss."""
-    return tuple(role for role in generator.stages[part] if hasattr(generator.parts[role], "loss"))
+    """Return the roles of a stage that are trained by gradient; one without a loss is moved by another's."""
+    return tuple(role for role in generator.stages[part] if not hasattr(generator.parts[role], "fit"))
 
 
 def fitted_roles(generator: Any, part: str) -> tuple[str, ...]:

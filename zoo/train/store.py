@@ -161,19 +161,24 @@ def _compute(
 
 
 def _open(path: Path, field: str) -> Store:
-    arrays = _mapped(path)
+    arrays = mapped(path)
     texts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["texts"]
     return Store(field=field, values=arrays["values"], labels=arrays.get("labels"), texts=texts)
 
 
-def _mapped(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays of a safetensors file without reading them: pages come in as rows are asked for."""
-    types = {"I16": np.int16, "I32": np.int32, "I64": np.int64, "F16": np.float16, "F32": np.float32}
+def mapped(path: Path) -> dict[str, np.ndarray]:
+    """Return the arrays of a safetensors file without reading them: pages come in as rows are asked for.
+
+    bfloat16, which NumPy lacks, comes as int16 of the same bits.
+    """
+    types = {"I16": np.int16, "I32": np.int32, "I64": np.int64, "F16": np.float16, "F32": np.float32, "BF16": np.int16}
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
     header.pop("__metadata__", None)
     return {
         name: np.memmap(path, types[x["dtype"]], "r", 8 + size + x["data_offsets"][0], tuple(x["shape"]))
+        if 0 not in x["shape"]
+        else np.empty(x["shape"], types[x["dtype"]])  # there is nothing to map
         for name, x in header.items()
     }
