@@ -18,6 +18,7 @@ COMMANDS = {
     "doctor": "zoo.commands.plugins:doctor",
     "sample": "zoo.commands.sample:sample",
     "evaluate": "zoo.commands.evaluate:evaluate",
+    "sweep": "zoo.commands.sweep:sweep",
     "probe": "zoo.commands.probe:probe",
     "finetune": "zoo.commands.finetune:finetune",
     "embed": "zoo.commands.embed:embed",

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn.precision import full_precision, wide
+from zoo_imagen.configs import TEXT_GROUPS
 
 PERIOD = 10_000
 """Ratio of the slowest wave of a time embedding to the fastest [2]."""
@@ -35,16 +36,20 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
     return F.pad(torch.cat((angles.cos(), angles.sin()), dim=1), (0, width % 2))
 
 
-class TimeEmbedding(nn.Sequential):
+class TimeEmbedding(nn.Module):
     """Times [B] in [0, 1] to [B,E]: waves of the finest level's width, then two layers [2]."""
 
     def __init__(self, width: int, time_width: int, name: str) -> None:
-        super().__init__(nn.Linear(width, time_width), activation(name), nn.Linear(time_width, time_width))
+        super().__init__()
         self.width = width
+        self.first = nn.Linear(width, time_width)
+        self.activation = activation(name)
+        self.second = nn.Linear(time_width, time_width)
 
     def forward(self, t: Tensor) -> Tensor:
         """Return [B,E]."""
-        return super().forward(sinusoid(1000 * wide(t), self.width).to(self[0].weight.dtype))
+        waves = sinusoid(1000 * wide(t), self.width)
+        return self.second(self.activation(self.first(waves.to(self.first.weight.dtype))))
 
 
 class Pool(nn.Module):
@@ -89,7 +94,7 @@ class TextKeys(nn.Module):
 
     def __init__(self, width: int, inner: int, norm: str) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width) if norm == "layer" else nn.GroupNorm(32, width, eps=1e-5)
+        self.norm = nn.LayerNorm(width) if norm == "layer" else nn.GroupNorm(TEXT_GROUPS, width, eps=1e-5)
         self.keys = nn.Linear(width, 2 * inner)
 
     def forward(self, text: Tensor) -> Tensor:

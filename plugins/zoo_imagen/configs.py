@@ -21,6 +21,10 @@ from zoo_imagen import cost
 
 Reads = Literal["text", "label", "nothing"]
 Mixing = Literal["none", "self", "cross"]
+Weighting = Literal["eps", "v", "x0", "min-snr"]
+
+TEXT_GROUPS = 32
+"""Groups of a group norm over text [3]."""
 
 _count: Any = v.ge(1)
 _counts: Any = v.and_(v.min_len(1), v.deep_iterable(v.ge(1)))
@@ -51,7 +55,7 @@ class UNet:
     text_channels: int | None = attrs.field(default=None, validator=_count_or_none)
     """Width to which captions are projected before attention reads them; None: as they come. [1] does not say; 4 times
     the width in [3]."""
-    text_norm: Literal["layer", "group"] = "layer"
+    text_norm: Literal["layer", "group"] = attrs.field(default="layer")
     """Norm of the text in every attention: per token [1], or group norm over all tokens [3]."""
     pool_heads: int = attrs.field(default=8, validator=_count)
     """Heads of the attention that pools the text; must divide its width. [1] does not say; 64 in [3]."""
@@ -66,7 +70,7 @@ class UNet:
     """"learned" doubles the output channels; the second half places the variance between its bounds [5], [3]."""
     schedule: Schedule = attrs.field(factory=Schedule)
     """Noise it is trained with: cosine [1] appendix F."""
-    weighting: str = "eps"
+    weighting: Weighting = "eps"
     """Weight of a noise level in the loss, see `zoo.diffusion.losses`; "eps" counts errors of the noise evenly [1]."""
     train: Recipe = attrs.field(factory=Recipe)
     """How it is trained."""
@@ -102,6 +106,10 @@ class UNet:
     @head_width.validator
     def _divides_levels(self, attribute: Any, value: int) -> None:
         _divides_widths("head_width", value, [*self._attending(), self.widths[-1]])
+
+    @text_norm.validator
+    def _has_groups(self, attribute: Any, value: str) -> None:
+        _takes_groups(value, self.text_channels or self.text_width)
 
     @pool_heads.validator
     def _divides_text(self, attribute: Any, value: int) -> None:
@@ -153,7 +161,7 @@ class EfficientUNet:
     """Swish [1] section B.1."""
     text_channels: int | None = attrs.field(default=None, validator=_count_or_none)
     """Width to which captions are projected before attention reads them; None: as they come."""
-    text_norm: Literal["layer", "group"] = "layer"
+    text_norm: Literal["layer", "group"] = attrs.field(default="layer")
     """Norm of the text in every attention: per token [1], or group norm over all tokens [3]."""
     pool_heads: int = attrs.field(default=8, validator=_count)
     """Heads of the attention that pools the text; must divide its width. [1] does not say."""
@@ -168,7 +176,7 @@ class EfficientUNet:
     """"learned" doubles the output channels; the second half places the variance between its bounds [5]."""
     schedule: Schedule = attrs.field(factory=Schedule)
     """Noise it is trained with [1] appendix F."""
-    weighting: str = "eps"
+    weighting: Weighting = "eps"
     """Weight of a noise level in the loss, see `zoo.diffusion.losses`; "eps" counts errors of the noise evenly [1]."""
     train: Recipe = attrs.field(factory=Recipe)
     """How it is trained."""
@@ -211,6 +219,10 @@ class EfficientUNet:
         inner = [2 * w for w, kind in zip(self.widths, self.attention, strict=False) if kind != "none"]
         _divides_widths("heads", value, inner)
 
+    @text_norm.validator
+    def _has_groups(self, attribute: Any, value: str) -> None:
+        _takes_groups(value, self.text_channels or self.text_width)
+
     @pool_heads.validator
     def _divides_text(self, attribute: Any, value: int) -> None:
         _divides_text_width(self.text_width, value)
@@ -247,3 +259,8 @@ def _divides_widths(name: str, value: int, widths: list[int]) -> None:
 def _divides_text_width(width: int | None, heads: int) -> None:
     if width is not None and width % heads:
         raise ValueError(f"'pool_heads' must divide the text encoder's width ({width}): {heads}")
+
+
+def _takes_groups(norm: str, width: int | None) -> None:
+    if norm == "group" and width is not None and width % TEXT_GROUPS:
+        raise ValueError(f"'text_norm' = 'group' needs text of a multiple of {TEXT_GROUPS} channels, not {width}")

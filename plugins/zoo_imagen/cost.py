@@ -57,16 +57,17 @@ def _end(t: Tally, c: UNet | EfficientUNet, places: int) -> Cost:
     values = places * (c.channels or 0)
     t.keep(wide=values)  # the errors
     if c.variance == "learned":
-        for _ in range(8):  # about as many as the variational term reads again
+        for _ in range(17):  # as many as the variational term reads again, beside where it takes which
             t.keep(wide=values)
+        t.keep(raw=3 * values)
     return t.cost()
 
 
 def _time(t: Tally, name: str, c: UNet | EfficientUNet) -> None:
     with t.at(name):
-        t.linear("0", c.width, c.time_width, 1)
+        t.linear("first", c.width, c.time_width, 1)
         t.keep(c.time_width)
-        t.linear("2", c.time_width, c.time_width, 1)
+        t.linear("second", c.time_width, c.time_width, 1)
 
 
 def _text(t: Tally, c: UNet | EfficientUNet) -> int:
@@ -86,7 +87,8 @@ def _text(t: Tally, c: UNet | EfficientUNet) -> int:
     if c.text_channels not in (None, width):
         assert c.text_channels is not None
         t.linear("text", width, c.text_channels, tokens, keep=False)
-        t.keep(stream=tokens * c.text_channels)  # what every attention's norm reads
+        if c.text_norm == "layer":
+            t.keep(stream=tokens * c.text_channels)  # what every attention's norm reads
         return c.text_channels
     return width
 
@@ -207,13 +209,14 @@ def _attend(t: Tally, inner: int, heads: int, queries: int, keys: int, *, masked
 
 
 def _text_keys(t: Tally, c: UNet | EfficientUNet, width: int, inner: int) -> None:
-    """Keys and values of the text; what the norm reads is kept once for all."""
+    """Keys and values of the text; what layer norms read is kept once for all, and group norms turn it round."""
     tokens = c.text_length or 0
     with t.at("text"):
         with t.at("norm"):
             t.weight("weight", width)
             t.weight("bias", width)
-        t.keep(wide=2 * (tokens if c.text_norm == "layer" else 32))
+        layered = c.text_norm == "layer"
+        t.keep(stream=0 if layered else tokens * width, wide=2 * (tokens if layered else 32))
         t.linear("keys", width, 2 * inner, tokens)
 
 

@@ -19,8 +19,8 @@ from zoo_imagen.configs import UNet
 State = Mapping[str, Tensor]
 
 OUTSIDE = {
-    "time.0": "time_embed.0",
-    "time.2": "time_embed.2",
+    "time.first": "time_embed.0",
+    "time.second": "time_embed.2",
     "pool.norm": "encoder_pooling.0",
     "pool.query": "encoder_pooling.1.q_proj",
     "pool.project": "encoder_pooling.2",
@@ -125,7 +125,7 @@ def _tensors(config: UNet) -> Tensors:
     """Yield every tensor but those that are joined: keys and values of the pooling, and those and queries elsewhere."""
     layers = dict(OUTSIDE)
     if config.low:
-        layers |= {f"level.{i}": f"aug_proj.{i}" for i in (0, 2)}
+        layers |= {"level.first": "aug_proj.0", "level.second": "aug_proj.2"}
     if config.text_channels not in (None, config.text_width):
         layers["text"] = "encoder_proj"
     for ours, theirs in layers.items():

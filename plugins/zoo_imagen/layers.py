@@ -137,11 +137,11 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, text: Tensor | None, mask: Tensor | None) -> Tensor:
         """Return [B,C,h,w] of the same; text [B,T,2I] holds keys and values, mask [B,T] is True where they are read."""
         x_BNC = self.norm(x).flatten(2).transpose(1, 2)
-        keys = text if self.keys is None else self.keys(x_BNC)
-        if text is not None and self.keys is not None:
-            keys = torch.cat((text.to(keys.dtype), keys), dim=1)
+        keys: list[Tensor] = [] if text is None else [text]
+        if self.keys is not None:
+            keys.append(self.keys(x_BNC))
             mask = None if mask is None else F.pad(mask, (0, x_BNC.shape[1]), value=True)
-        y_BNC = self.out(attend(self.query(x_BNC), keys, self.heads, mask))
+        y_BNC = self.out(attend(self.query(x_BNC), torch.cat(keys, dim=1), self.heads, mask))
         return y_BNC.transpose(1, 2).unflatten(2, x.shape[2:])
 
 

@@ -65,7 +65,8 @@ class Denoiser(nn.Module):
     def __init__(self, config: Config, net: Callable[..., nn.Module]) -> None:
         super().__init__()
         self.config = config
-        self.prediction, self.schedule, self.bounded = config.prediction, config.schedule, bool(config.bounded)
+        self.prediction: str = config.prediction
+        self.schedule, self.bounded = config.schedule, bool(config.bounded)
         channels, reads_text = config.channels or 0, config.reads == "text"
         text_width = config.text_width if reads_text else None
         self.time = TimeEmbedding(config.width, config.time_width, config.activation)
@@ -109,7 +110,7 @@ class Denoiser(nn.Module):
     def _predict(self, z: Tensor, logsnr: Tensor, fixed: Condition) -> Prediction:
         self._check(z, fixed)
         x = z if fixed.low is None else torch.cat((z, fixed.low.to(z.dtype)), dim=1)
-        dtype = self.time[0].weight.dtype
+        dtype = self.time.first.weight.dtype
         embedding = self.time(self.schedule.time(logsnr))
         if fixed.embedding is not None:
             embedding = embedding + fixed.embedding

@@ -35,6 +35,7 @@ class Layer(nn.Module):
     ) -> None:
         super().__init__()
         self.block, self.attention, self.text, self.scale = block, attention, text, scale
+        self.doubles = isinstance(block.skip, Up)
 
     def forward(self, x: Tensor, embedding: Tensor, keys: Iterator[Tensor], mask: Tensor | None) -> Tensor:
         """Return the next [B,C,h,w]; `keys` yields the text keys of each attention that reads some, in order."""
@@ -111,7 +112,7 @@ class UNet(nn.Module):
         for layer in self.middle:
             x = layer(x, embedding, keys, mask)
         for layer in self.up:
-            if layer.block.branch.resample is None:
+            if not layer.doubles:
                 x = torch.cat((x, skips.pop()), dim=1)
             x = layer(x, embedding, keys, mask)
         return self.out(self.norm(x))

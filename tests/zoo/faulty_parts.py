@@ -202,6 +202,24 @@ class Tied(Bigram):
         self.other.weight = self.table.weight
 
 
+class SetByItsParent(Bigram):
+    """Zeroes a layer that has been made."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.layer = nn.Linear(2, 2)
+        nn.init.zeros_(self.layer.weight)
+
+
+class MadeByItsParent(Bigram):
+    """Gives a layer that has been made one parameter more."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.layer = nn.Linear(2, 2)
+        self.layer.gain = nn.Parameter(torch.ones(2))
+
+
 class HiddenState(Bigram):
     def __init__(self, config: Config) -> None:
         super().__init__(config)

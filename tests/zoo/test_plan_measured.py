@@ -25,6 +25,8 @@ TRAINED = [
     "dalle-prior-tiny",
     "dvae-tiny",
     "imagegpt-prior-tiny",
+    "imagen-base-tiny",
+    "imagen-sr-tiny",
     "pixelcnn-tiny",
     "t5-tiny",
     "vae",

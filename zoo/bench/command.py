@@ -18,6 +18,7 @@ BENCHES = {
     "dalle": "zoo.bench.dalle",
     "imagegpt": "zoo.bench.imagegpt",
     "imagegpt-run": "zoo.bench.imagegpt_run",
+    "imagen": "zoo.bench.imagen",
     "memory": "zoo.bench.memory",
     "moments": "zoo.bench.moments",
     "powersgd": "zoo.bench.powersgd",
@@ -28,7 +29,7 @@ BENCHES = {
     "vq": "zoo.bench.vq",
 }
 """Name -> module with `rows() -> list[Row]`."""
-PEERS = ("attention", "dalle", "imagegpt", "resblock", "vq")
+PEERS = ("attention", "dalle", "imagegpt", "imagen", "resblock", "vq")
 """What is run where nothing is named; the others take up to an hour each."""
 
 
@@ -37,7 +38,7 @@ PEERS = ("attention", "dalle", "imagegpt", "resblock", "vq")
 @click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads of both sides.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of {name, ours, peer, ratio, unit, sizes}.")
 def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
-    """Run the benchmarks NAME; attention, dalle, imagegpt, resblock and vq if none is named.
+    """Run the benchmarks NAME; attention, dalle, imagegpt, imagen, resblock and vq if none is named.
 
     Ours and the peer run in turn in one process; figures are medians, and the ratio is taken pair by pair. Use a
     machine with nothing else running. (resblock compares what trainings end at.)

@@ -13,10 +13,11 @@ of the captions' own pictures, which is what a perfect generator would have.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -51,6 +52,10 @@ class Ask:
     seed: int
     chunk: int
     """Candidates drawn at a time."""
+    how: Mapping[str, Any] = attrs.field(factory=dict)
+    """Settings of `best_of` beside the system's own."""
+    shown: Callable[[Tensor], Tensor] | None = None
+    """What becomes of pictures, generated and real alike, before they are looked at; None: nothing."""
 
 
 @attrs.frozen(eq=False)
@@ -63,13 +68,18 @@ class Seen:
     """Real pictures that distances are taken to."""
     apart: bool
     """Whether they are of other rows than the captions; of a small split they are the captions' own."""
-    obeyed: dict[Key, float]
-    """Share of pictures that obey their captions; empty where nobody can judge."""
+    verdicts: dict[Key, np.ndarray]
+    """Whether the picture of each caption obeys it, bool [generated]; empty where nobody can judge."""
     distances: dict[Key, dict[str, float]]
     """Fréchet distance to the reference, blurred alike, by feature."""
     images: Tensor
     """[SHOWN,3,H,W], best of the most candidates."""
     captions: tuple[str, ...]
+
+    @property
+    def obeyed(self) -> dict[Key, float]:
+        """Share of pictures that obey their captions; empty where nobody can judge."""
+        return {key: float(good.mean()) for key, good in self.verdicts.items()}
 
 
 def prompts_of(generator: Any, batch: Batch) -> list[Any] | None:
@@ -86,17 +96,23 @@ class _Tally:
 
     def __init__(self, ask: Ask) -> None:
         self.ask = ask
-        self.obeyed: dict[Key, float] = defaultdict(float)
+        self.verdicts: dict[Key, list[np.ndarray]] = defaultdict(list)
         self.features: dict[tuple[Key, str], list[Tensor]] = defaultdict(list)
 
     def add(self, name: str, radii: Sequence[float], images: Tensor, texts: Sequence[str] | None) -> None:
         """Take in pictures [B,3,H,W] of a set, blurred with each radius."""
+        images = images if self.ask.shown is None else self.ask.shown(images)
         for radius in radii:
             blurred = blur(images, radius)
             for feature in self.ask.features:
                 self.features[(name, radius), feature.name].append(feature.of(blurred).double().cpu())
             if self.ask.judge is not None and texts is not None:
-                self.obeyed[name, radius] += float(self.ask.judge(blurred.cpu(), texts).sum())
+                self.verdicts[name, radius].append(self.ask.judge(blurred.cpu(), texts))
+
+    def join(self, other: _Tally) -> None:
+        """Take in another's sets."""
+        self.verdicts |= other.verdicts
+        self.features |= other.features
 
     def distances(self, reference: str) -> dict[Key, dict[str, float]]:
         """Return the distance of each set from one of the sets; none of sets of one picture."""
@@ -109,8 +125,37 @@ class _Tally:
         return dict(found)
 
 
+@attrs.frozen(eq=False)
+class Real:
+    """What was seen of a split's own pictures."""
+
+    tally: _Tally
+    reference: int
+    """Pictures that distances are taken to."""
+    apart: bool
+    """Whether they are of other rows than the captions."""
+
+
 @torch.no_grad()
-def look(generator: Any, dataset: Dataset, ask: Ask, progress: Callable[[int, int], None] | None = None) -> Seen:
+def look_at_real(dataset: Dataset, ask: Ask, device: torch.device) -> Real:
+    """Look at the real pictures of the first captions of a split, and at those that distances are taken to."""
+    tally, count = _Tally(ask), min(ask.captions, len(dataset))
+    for _, batch in batches(dataset, count):
+        assert batch.images is not None
+        tally.add("real", _radii(ask), batch.images.to(device), batch.texts)
+    others = min(ask.reference, len(dataset) - count) if ask.features else 0
+    apart = others >= count
+    for _, batch in batches(dataset, others, start=count) if apart else ():
+        assert batch.images is not None
+        tally.add("reference", _radii(ask), batch.images.to(device), None)
+    return Real(tally, others if apart else count, apart)
+
+
+@torch.no_grad()
+def look(
+    generator: Any, dataset: Dataset, ask: Ask, progress: Callable[[int, int], None] | None = None,
+    real: Real | None = None,
+) -> Seen:  # fmt: skip
     """Generate pictures for the first rows of a split, and compare them with the split's own.
 
     Pictures are drawn, judged and forgotten by the hundred: what is kept of each are its features.
@@ -120,37 +165,37 @@ def look(generator: Any, dataset: Dataset, ask: Ask, progress: Callable[[int, in
         dataset: the split.
         ask: what is asked.
         progress: called with (units of work done, units in all).
+        real: what `look_at_real` saw for the same question, asked otherwise at most in `how`; None: it is looked at.
     """
-    tally, count = _Tally(ask), min(ask.captions, len(dataset))
-    most, plain = max(ask.counts), [r for r in ask.radii if r] + [0.0]
+    tally, count, most = _Tally(ask), min(ask.captions, len(dataset)), max(ask.counts)
     shown: list[Tensor] = []
     captions: list[str] = []
     for rows, batch in batches(dataset, count):
         prompts = prompts_of(generator, batch)
         assert prompts is not None
-        assert batch.images is not None
-        told = _part(progress, rows, count)
-        best = generator.best_of(prompts, ask.counts, ask.seed, start=rows.start, chunk=ask.chunk, progress=told)
+        how = {"start": rows.start, "chunk": ask.chunk, "progress": _part(progress, rows, count), **ask.how}
+        best = generator.best_of(prompts, ask.counts, ask.seed, **how)
         for k, images in best.items():
-            tally.add(f"best_of_{k}", plain if k == most else (0.0,), images, batch.texts)
-        tally.add("real", plain, batch.images.to(generator.device), batch.texts)
+            tally.add(f"best_of_{k}", _radii(ask) if k == most else (0.0,), images, batch.texts)
         if len(captions) < SHOWN:
             shown.append(best[most].cpu())
             captions += ["" if p is None else str(p) for p in prompts]
-    others = min(ask.reference, len(dataset) - count) if ask.features else 0
-    apart = others >= count
-    for _, batch in batches(dataset, others, start=count) if apart else ():
-        assert batch.images is not None
-        tally.add("reference", plain, batch.images.to(generator.device), None)
+    real = real or look_at_real(dataset, ask, generator.device)
+    tally.join(real.tally)
     return Seen(
         generated=count,
-        reference=others if apart else count,
-        apart=apart,
-        obeyed={key: total / count for key, total in tally.obeyed.items()},
-        distances=tally.distances("reference" if apart else "real"),
+        reference=real.reference,
+        apart=real.apart,
+        verdicts={key: np.concatenate(found) for key, found in tally.verdicts.items()},
+        distances=tally.distances("reference" if real.apart else "real"),
         images=torch.cat(shown)[:SHOWN],
         captions=tuple(captions[:SHOWN]),
     )
+
+
+def _radii(ask: Ask) -> list[float]:
+    """Return every radius, and 0 last."""
+    return [r for r in ask.radii if r] + [0.0]
 
 
 def _part(progress: Callable[[int, int], None] | None, rows: range, count: int) -> Callable[[int, int], None] | None:

@@ -1,4 +1,8 @@
-"""Pictures of a report: quality over candidates, and over blur. One panel a measure, one line a split."""
+"""Pictures of a report: quality over candidates, over blur and over guidance. One panel a measure.
+
+[1] C. Saharia et al.: Photorealistic text-to-image diffusion models with deep language understanding.
+    arXiv:2205.11487
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ from zoo.files import atomic_bytes
 
 _COLOURS = ("tab:blue", "tab:orange", "tab:green")
 REAL = "dashed: the captions' own pictures in their place"
+_STYLES = ("-", "--", ":")
+"""Of splits, where colours tell runs apart."""
 _SPREAD = 1.0
 """Standard errors on either side of a share, drawn as a band."""
 
@@ -64,6 +70,61 @@ def blurred(report: Mapping[str, Any], path: Path) -> None:
     panels.save(f"Generated pictures ({what}) and real ones, blurred alike", REAL)
 
 
+def swept(report: Mapping[str, Any], path: Path) -> None:
+    """Draw caption accuracy against guidance, and against distance, a line a run and way of sampling. [1] figure 4
+
+    Bars are 95% intervals, points are labelled with their guidance. Without accuracy: distance against guidance.
+    """
+    rows = report["rows"]
+    judged = any("accuracy" in row for row in rows)
+    far = f"Fréchet distance ({report['feature']})"
+    over = "over guidance", "caption accuracy" if judged else far
+    panels = _Figure({"guidance": over, **({"distance": ("against distance", over[1])} if judged else {})}, path)
+    lines: dict[tuple[str, str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        lines.setdefault((row["name"], row["how"], row["split"]), []).append(row)
+    colours = {name: f"C{i % 10}" for i, name in enumerate(dict.fromkeys((run, how) for run, how, _ in lines))}
+    for (run, how, split), points in lines.items():
+        style: dict[str, Any] = {
+            "label": ", ".join(
+                (run, *([] if how == "own" else [how]), *([split] if len(report["splits"]) > 1 else []))
+            ),
+            "color": colours[run, how],
+            "marker": "o",
+            "markersize": 4,
+            "linestyle": _STYLES[report["splits"].index(split) % len(_STYLES)],
+        }
+        _swept(panels.axes, sorted(points, key=lambda row: row["guided"]), judged, style)
+    panels.axes["guidance"].set_xlabel("guidance (of the first stage)", fontsize=9)
+    if judged:
+        panels.axes["distance"].set_xlabel(f"{far}: better to the left", fontsize=9)
+    captions = sorted({row["captions"] for row in rows})
+    note = "bars: 95% intervals; points: guidance" if judged else "points: guidance"
+    stage = "" if report["stage"] is None else f", stage {report['stage']}"
+    panels.save(
+        f"{' or '.join(map(str, captions))} captions of {' and '.join(report['splits'])}{stage}", note, below=len(lines)
+    )
+
+
+def _swept(axes: Mapping[str, Any], points: Sequence[Mapping[str, Any]], judged: bool, style: dict[str, Any]) -> None:
+    """Draw one line in each panel."""
+    if not judged:
+        there = [row for row in points if row["distance"] is not None]
+        axes["guidance"].plot([row["guided"] for row in there], [row["distance"] for row in there], **style)
+        return
+    points = [row for row in points if "accuracy" in row]
+    y = [row["accuracy"] for row in points]
+    ends = [[abs(row["interval"][end] - row["accuracy"]) for row in points] for end in (0, 1)]
+    axes["guidance"].errorbar([row["guided"] for row in points], y, yerr=ends, capsize=2, elinewidth=0.8, **style)
+    there = [row for row in points if row["distance"] is not None]
+    axes["distance"].plot([row["distance"] for row in there], [row["accuracy"] for row in there], **style)
+    for row in there:
+        place = row["distance"], row["accuracy"]
+        axes["distance"].annotate(
+            f"{row['guided']:g}", place, xytext=(4, 4), textcoords="offset points", fontsize=7, color=style["color"]
+        )
+
+
 class _Figure:
     """Panels side by side.
 
@@ -88,11 +149,17 @@ class _Figure:
             axes.grid(alpha=0.3)
             self.axes[name] = axes
 
-    def save(self, title: str, note: str) -> None:
-        """Write the picture, whole or not at all."""
+    def save(self, title: str, note: str, below: int = 0) -> None:
+        """Write the picture, whole or not at all; `below`: lines of the one legend, under the panels."""
         for axes in self.axes.values():
             axes.minorticks_off()
-            axes.legend(fontsize=8)
+            if not below:
+                axes.legend(fontsize=8)
+        if below:
+            handles, labels = next(iter(self.axes.values())).get_legend_handles_labels()
+            columns = len(self.axes)
+            self.figure.set_figheight(self.figure.get_figheight() + 0.2 * math.ceil(below / columns))
+            self.figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=8)
         self.figure.suptitle(f"{title}\n{note}", fontsize=10)
         written = io.BytesIO()
         self.figure.savefig(written, format="png", dpi=110)

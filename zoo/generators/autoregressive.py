@@ -119,6 +119,7 @@ class AutoregressiveGenerator(System):
         seed: int = 0,
         *,
         start: int = 0,
+        guidance: float | None = None,
         chunk: int = 128,
         progress: Progress | None = None,
     ) -> dict[int, Tensor]:
@@ -131,6 +132,7 @@ class AutoregressiveGenerator(System):
             counts: 1 is a single sample, which needs no reranker.
             seed: decides everything.
             start: number of the first prompt, where these are a part of a longer list.
+            guidance: None means the system's own (`config.sampling`).
             chunk: candidates drawn at a time.
             progress: called with (codes drawn, codes in all).
 
@@ -141,7 +143,7 @@ class AutoregressiveGenerator(System):
             NotReady, ConfigError: see `generate`.
         """
         ranked = max(counts) > 1
-        settings = self._settings(None, None, None, None)
+        settings = self._settings(None, None, None, guidance)
         check_counts(self.card, self.reranker, min(counts), max(counts) if ranked else None, chunk)
         self.need(self.used(ranked))
         how = {"seed": seed, "start": start, "chunk": chunk, "progress": progress}

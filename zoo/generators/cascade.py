@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.config import Overrides
 from zoo.diffusion.config import Diffusing
-from zoo.errors import PartMismatch
+from zoo.errors import PartMismatch, UnknownName
 from zoo.generators.candidates import CANDIDATE, Candidates, Heard, Progress, check_counts
 from zoo.generators.enlarging import changed, cropped, draw_stages, with_low
 from zoo.generators.given import Given
@@ -89,9 +89,22 @@ class CascadeGenerator(System):
     def work(self) -> tuple[int, str]:
         return sum(getattr(self.config.sampling, role).evaluations for role in self.places), "step"
 
-    def used(self, ranked: bool = False) -> list[str]:
-        used = list(dict.fromkeys(r for role in self.places for r in (*self._drawn_with(role), role)))
+    def used(self, ranked: bool = False, last: str | None = None) -> list[str]:
+        used = list(dict.fromkeys(r for role in self.until(last) for r in (*self._drawn_with(role), role)))
         return [*used, *self.reads("reranker"), "reranker"] if ranked else used
+
+    def until(self, last: str | None) -> list[str]:
+        """Return the stages that draw for pictures of the stage `last`, in order; None: of the last there is.
+
+        Raises:
+            UnknownName: there is no such stage.
+        """
+        roles = list(self.places)
+        if last is None:
+            return roles
+        if last not in roles:
+            raise UnknownName("stage", last, roles, f"'{self.card}' has {', '.join(roles)}")
+        return roles[: roles.index(last) + 1]
 
     def _drawn_with(self, role: str) -> list[str]:
         return [*self.reads(role), *(["text_encoder"] if self._reads[role] == "text" else [])]
@@ -195,29 +208,40 @@ class CascadeGenerator(System):
         """
         check_counts(self.card, self.reranker, images_per_prompt, rerank, chunk)
         how = self.sampling(guidance, sampling)
+        roles = list(self.places) if given is None else given.stages(self.places)
         if not allow_untrained:
             self.need(self.used(ranked=rerank is not None))
         with self.evaluating():
-            return self._candidates(prompts, how, given, seed=seed, chunk=chunk, progress=progress).best(
-                images_per_prompt, rerank
-            )
+            drawn = self._candidates(prompts, how, given, roles, seed=seed, chunk=chunk, progress=progress)
+            return drawn.best(images_per_prompt, rerank)
 
     @torch.no_grad()
     def best_of(
         self, prompts: Sequence[Any], counts: Sequence[int], seed: int = 0, *, start: int = 0, chunk: int = 64,
-        progress: Progress | None = None,
+        progress: Progress | None = None, guidance: float | None = None, sampling: Overrides = (),
+        last: str | None = None,
     ) -> dict[int, Tensor]:  # fmt: skip
         """Return, for each count k, the picture of every prompt that the reranker likes best of its first k.
 
-        The arguments are those of `AutoregressiveGenerator.best_of`.
+        Args:
+            prompts, counts, seed, start, chunk, progress: as for `AutoregressiveGenerator.best_of`.
+            guidance, sampling: as for `generate`.
+            last: the stage whose pictures are wanted: none after it draws. None: the last there is.
+
+        Returns:
+            k -> images [prompts,3,S,S] in [0, 1], S the side of the stage's pictures.
+
+        Raises:
+            NotReady, ConfigError: see `generate`.
+            UnknownName: there is no stage `last`.
         """
         ranked = max(counts) > 1
         check_counts(self.card, self.reranker, min(counts), max(counts) if ranked else None, chunk)
-        self.need(self.used(ranked))
-        how = self.sampling(None, ())
+        how, roles = self.sampling(guidance, sampling), self.until(last)
+        self.need(self.used(ranked, last))
+        more = {"seed": seed, "start": start, "chunk": chunk, "progress": progress}
         with self.evaluating():
-            drawn = self._candidates(prompts, how, None, seed=seed, start=start, chunk=chunk, progress=progress)
-            return drawn.best_of(counts)
+            return self._candidates(prompts, how, None, roles, **more).best_of(counts)
 
     @torch.no_grad()
     def stage_pictures(self, prompts: Sequence[Any], seed: int = 0, **how: Any) -> dict[str, Tensor]:
@@ -253,7 +277,7 @@ class CascadeGenerator(System):
             rng = Rng(seed, torch.arange(len(batch)) * CANDIDATE)
             how = self.sampling(None, ())
             given = Given(low=below)
-            drawn = draw_stages(self, cond, rng, how, given, lambda units: None, only=role)
+            drawn = draw_stages(self, cond, rng, how, given, lambda units: None, roles=[role])
             return self.latent.decode(drawn[role])
 
     def sampling(self, guidance: float | None, changes: Overrides) -> dict[str, Diffusing]:
@@ -263,14 +287,14 @@ class CascadeGenerator(System):
         return changed(changed(own, every), changes)
 
     def _candidates(
-        self, prompts: Sequence[Any], how: Mapping[str, Diffusing], given: Given | None, **more: Any
+        self, prompts: Sequence[Any], how: Mapping[str, Diffusing], given: Given | None, roles: Sequence[str],
+        **more: Any,
     ) -> Candidates:  # fmt: skip
         cond = self._asked(prompts)
-        roles = list(self.places) if given is None else given.stages(self.places)
 
         def draw(prompt: Tensor, rng: Rng, heard: Heard) -> Tensor:
             theirs = None if given is None else given[prompt]
-            return draw_stages(self, cond[prompt], rng, how, theirs, heard)[roles[-1]]
+            return draw_stages(self, cond[prompt], rng, how, theirs, heard, roles)[roles[-1]]
 
         return Candidates(
             prompts=prompts, draw=draw, decode=self.latent.decode, reranker=self.reranker,

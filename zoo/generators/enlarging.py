@@ -9,7 +9,7 @@ Letters: B rows, C channels, h w latent grid, S side of a stage's pictures.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -30,7 +30,7 @@ from zoo.rng import Rng
 
 def draw_stages(
     system: Any, cond: Cond, rng: Rng, how: Mapping[str, Diffusing], given: Given | None, heard: Heard,
-    only: str | None = None,
+    roles: Sequence[str] | None = None,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return what each stage draws, in its latent: role -> z [B,C,h,w].
 
@@ -41,12 +41,13 @@ def draw_stages(
         how: how each stage is sampled.
         given: pictures of B rows to begin from, or None.
         heard: told of the steps done, of all rows.
-        only: the one stage to draw.
+        roles: the stages to draw, in order; None: all, or those after what is given.
     """
     found: dict[str, Tensor] = {}
     below = None if given is None else given.low
-    roles = list(system.places) if given is None else given.stages(system.places)
-    for role in roles if only is None else [only]:
+    if roles is None:
+        roles = list(system.places) if given is None else given.stages(system.places)
+    for role in roles:
         denoiser = system.parts[role] if system.bring is None else system.bring(role)
         side, settings, own = system.places[role].image_size, how[role], rng.fork(role)
         asked = cond

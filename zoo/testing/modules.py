@@ -71,8 +71,8 @@ def parameters_are_set_where_they_are_made(case: Case) -> None:
             for own, p in module.named_parameters(recurse=False):
                 before = made[module].get(own)
                 what = f"{name}.{own}".strip(".")
-                need(before is not None, f"parameter '{what}' is made after the constructor of its module")
-                need(torch.equal(before, p.detach()), f"parameter '{what}' is set after the constructor of its module")
+                same = before is not None and torch.equal(before, p.detach())
+                need(same, f"parameter '{what}' is made or set after the constructor of its module")
 
 
 @contextmanager
@@ -92,11 +92,11 @@ def _noted() -> Iterator[dict[nn.Module, dict[str, Tensor]]]:
 
     try:
         for cls, init in before.items():
-            cls.__init__ = noting(init)  # type: ignore[misc]
+            cls.__init__ = noting(init)
         yield made
     finally:
         for cls, init in before.items():
-            cls.__init__ = init  # type: ignore[misc]
+            cls.__init__ = init
 
 
 def _below(cls: type) -> set[Any]:
