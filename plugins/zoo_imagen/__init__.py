@@ -10,8 +10,8 @@ from zoo.specs import ModelSpec
 
 ZOO_API = 1
 
-BASES = ("imagen-base-64-denoiser", "imagen-300m-denoiser", "imagen-base", "imagen-base-tiny", "if-i-xl-denoiser")
-ENLARGERS = ("imagen-sr-256-denoiser", "imagen-sr-1024-denoiser", "imagen-sr32", "imagen-sr64", "imagen-sr-tiny")
+BASES = ("imagen-base-64", "imagen-300m", "imagen-base", "imagen-base-tiny", "if-i-xl")
+ENLARGERS = ("imagen-sr-256", "imagen-sr-1024", "imagen-sr32", "imagen-sr64", "imagen-sr-tiny")
 
 
 def _named(module: str, *names: str) -> dict[str, str]:

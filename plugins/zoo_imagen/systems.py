@@ -11,7 +11,7 @@ from zoo.parts import Ref
 from zoo.systems import Cascade, StageSampling
 
 FEW = Diffusing(sampler="dpm++", steps=20, guidance=3.0)
-"""Of laptop stages: as good as 250 ancestral steps (see README.md)."""
+"""Of laptop stages; README.md says what it was chosen by."""
 
 
 def imagen() -> Cascade:
@@ -55,8 +55,8 @@ def imagen_1024() -> Cascade:
         base_size=64,
         tokenizer=Ref("sentencepiece-t5", "tokenizer"),
         text_encoder=Ref("t5-v1.1-xxl", "text_encoder"),
-        base=Ref("imagen-base-64-denoiser", "denoiser"),
-        sr256=Ref("imagen-sr-256-denoiser", "denoiser"),
-        sr1024=Ref("imagen-sr-1024-denoiser", "denoiser"),
+        base=Ref("imagen-base-64", "denoiser"),
+        sr256=Ref("imagen-sr-256", "denoiser"),
+        sr1024=Ref("imagen-sr-1024", "denoiser"),
         sampling=StageSampling(base=base, sr256=above, sr1024=above),
     )

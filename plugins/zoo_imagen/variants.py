@@ -31,20 +31,20 @@ def _recipe(**more: Any) -> Recipe:
     return Recipe(**{**how, **more})
 
 
-def imagen_base_64_denoiser() -> UNet:
+def imagen_base_64() -> UNet:
     """Return the paper's base model [1] appendix F: 64 px, "2B" parameters."""
     return UNet(text_channels=2048, size=(64, 64), train=_recipe(), **PIXELS, **T5_XXL)
 
 
-def imagen_300m_denoiser() -> UNet:
+def imagen_300m() -> UNet:
     """Return the paper's small U-Net, with which text encoders are compared [1] section 4.4: "300M" parameters.
 
     Its sizes are nowhere stated: width 192 with two blocks a level, and captions projected to 4 times the width.
     """
-    return evolve(imagen_base_64_denoiser(), width=192, blocks=2, text_channels=768, train=_recipe(steps=400_000))
+    return evolve(imagen_base_64(), width=192, blocks=2, text_channels=768, train=_recipe(steps=400_000))
 
 
-def if_i_xl_denoiser() -> UNet:
+def if_i_xl() -> UNet:
     """Return DeepFloyd's IF-I-XL [2]: 4 304 695 110 parameters."""
     return UNet(
         width=704,
@@ -61,12 +61,12 @@ def if_i_xl_denoiser() -> UNet:
     )
 
 
-def imagen_sr_256_denoiser() -> EfficientUNet:
+def imagen_sr_256() -> EfficientUNet:
     """Return the paper's first super-resolution model, 64 to 256 px [1] appendix F."""
     return EfficientUNet(size=(256, 256), low=64, train=_recipe(), **PIXELS, **T5_XXL)
 
 
-def imagen_sr_1024_denoiser() -> EfficientUNet:
+def imagen_sr_1024() -> EfficientUNet:
     """Return the paper's second one, 256 to 1024 px: trained on crops of 256, without self-attention [1] appendix F."""
     return EfficientUNet(
         attention=("none", "none", "none", "cross"),

@@ -66,7 +66,7 @@ def test_a_block_is_norm_swish_convolution_twice_beside_a_linear_shortcut():
     assert [len(level.blocks) for level in (*model.net.down, *model.net.up)] == [1, 2, 2, 1]
 
 
-@pytest.mark.parametrize(("variant", "crossed"), [("imagen_sr_256_denoiser", False), ("imagen_sr_1024_denoiser", True)])
+@pytest.mark.parametrize(("variant", "crossed"), [("imagen_sr_256", False), ("imagen_sr_1024", True)])
 def test_the_papers_have_attention_at_the_coarsest_level_alone(variant, crossed):
     with torch.device("meta"):
         model = efficient_unet(getattr(variants, variant)())
@@ -84,7 +84,7 @@ def test_the_papers_have_attention_at_the_coarsest_level_alone(variant, crossed)
 def test_four_levels_take_256_to_16_and_any_multiple_of_16():
     """Check 4 and 9: the network for 1024 px, with few channels; it has no size of its own."""
     config = evolve(
-        variants.imagen_sr_1024_denoiser(), widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1), groups=4, text_width=8
+        variants.imagen_sr_1024(), widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1), groups=4, text_width=8
     )
     assert config.factor == 16
     model = efficient_unet(config)

@@ -9,7 +9,7 @@ from zoo.errors import BadWeights, ConfigError
 from zoo.interfaces import Cond
 from zoo_imagen.interop import from_deepfloyd, to_deepfloyd
 from zoo_imagen.model import unet
-from zoo_imagen.variants import if_i_xl_denoiser
+from zoo_imagen.variants import if_i_xl
 
 
 def ours(public, state=None):
@@ -88,7 +88,7 @@ def test_wrong_keys_are_named(public):
 
 
 def test_the_published_size_has_their_keys():
-    config = if_i_xl_denoiser()
+    config = if_i_xl()
     with torch.device("meta"):
         state = unet(config).state_dict()
     theirs = to_deepfloyd(state, config)

@@ -19,20 +19,20 @@ from zoo_imagen.norm import GroupNorm
 
 def test_sizes_are_the_published_ones():
     """Checks 2 and 3 of the reference: 6 outputs, text read at 512, 2048 and 4096 channels."""
-    paper = evolve(variants.imagen_base_64_denoiser(), variance="learned")
+    paper = evolve(variants.imagen_base_64(), variance="learned")
     for channels, params in ((512, 2_193_653_766), (2048, 2_305_396_230), (4096, 2_437_604_870)):
         with torch.device("meta"):
             model = unet(evolve(paper, text_channels=channels))
         assert sum(p.numel() for p in model.parameters()) == params
     with torch.device("meta"):
-        deepfloyd = unet(variants.if_i_xl_denoiser())
+        deepfloyd = unet(variants.if_i_xl())
     assert sum(p.numel() for p in deepfloyd.parameters()) == 4_304_695_110
 
 
 def test_attention_is_at_32_16_and_8_px():
     """Check 4: the levels' sides and where attention is, of 64 px; the network itself, with few channels."""
     config = evolve(
-        variants.imagen_base_64_denoiser(), width=16, head_width=16, groups=8, text_width=8, text_channels=None
+        variants.imagen_base_64(), width=16, head_width=16, groups=8, text_width=8, text_channels=None
     )
     model = unet(config)
     seen = []
