@@ -129,8 +129,10 @@ def count(part: Any) -> int:
     return sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0
 
 
-def place(node: Node, config: Any, *, device: Any, dtype: Any) -> torch.device:
-    """Return the device to build on, by the rule of `zoo.build`.
+def place(
+    node: Node, config: Any, *, device: Any, dtype: Any, used: Collection[str] | None = None
+) -> torch.device:  # fmt: skip
+    """Return the device to build on, by the rule of `zoo.build`; of the roles in `used` alone where they are given.
 
     Raises:
         DoesNotFit: an explicit device has too little free memory; nothing has been allocated.
@@ -139,7 +141,8 @@ def place(node: Node, config: Any, *, device: Any, dtype: Any) -> torch.device:
     if wanted.type == "meta":
         return wanted
     sample = construct(node, config, device="meta", dtype=dtype)
-    modules = [part for part in sample.parts.values() if isinstance(part, nn.Module)]
+    parts = [part for role, part in sample.parts.items() if used is None or role in used]
+    modules = [part for part in parts if isinstance(part, nn.Module)]
     need = sum(t.nbytes for m in modules for t in (*m.parameters(), *m.buffers()) if t.is_meta)
     free = free_memory(wanted)
     if need <= free:

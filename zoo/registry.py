@@ -89,26 +89,31 @@ def _built_sparsely(node: Any, config: Any, *, device: Any, dtype: Any) -> Any:
 
     Raises:
         PartMismatch: it has no stages that draw one after the other.
+        DoesNotFit: the explicit device has too little memory for what stays and the largest stage.
     """
-    from zoo.construct import construct
+    from zoo.construct import construct, count, place
     from zoo.runs import load_sources
 
     outline = construct(node, config, device="meta", dtype=dtype)
     if not hasattr(outline, "bring"):
         raise PartMismatch(f"'{node.card}' draws in one stage: load it without one_at_a_time")
-    kept = {role for role in outline.parts if role.partition(".")[0] not in outline.places}
-    built = construct(node, config, device=device, dtype=dtype, used=kept)
+    of_stage = {top: {role for role in outline.parts if role.partition(".")[0] == top} for top in outline.places}
+    kept = set(outline.parts).difference(*of_stage.values())
+    largest = max(of_stage.values(), key=lambda roles: sum(count(outline.parts[role]) for role in roles))
+    home = place(node, config, device=device, dtype=dtype, used=kept | largest)
+    built = construct(node, config, device=home, dtype=dtype, used=kept)
     load_sources(node, built, kept)
     for role, part in node.walk():
         if part.source is not None:
             built.mark_ready(role)
 
     def bring(role: str) -> Any:
-        one = construct(node, config, device=device, dtype=dtype, used={role})
-        load_sources(node, one, {role})
+        # Seeded, so that a part without weights is the same one every time.
+        one = construct(node, config, device=home, dtype=dtype, used=of_stage[role], seed=0)
+        load_sources(node, one, of_stage[role])
         return one.parts[role].eval()
 
-    built.bring = bring
+    built.bring, built.home = bring, home
     return built
 
 

@@ -25,7 +25,8 @@ OFFERS: dict[str, dict[str, str]] = {
     "codebook": {"vocab_size": "vocab_size", "grids": "grids"},
     "latent": {"channels": "channels", "size": "size", "bounded": "bounded"},
 }
-"""Interface -> {field of the parts beside it: the fact that fills it}."""
+"""Interface -> {field of the parts beside it: the fact that fills it}; of these interfaces a later one may receive what
+an earlier one offers."""
 
 RECEIVES: dict[str, frozenset[str]] = {
     "text_encoder": frozenset({"text_vocab", "text_length"}),
@@ -275,8 +276,9 @@ def _bind(node: Node, offers: dict[str, tuple[Any, str]], where: str) -> Any:
     inner = {k: (values[k], node.card) for k in ("image_size", "classes") if values.get(k) is not None}
     places = node.cls.places({**values, **node.children}) if hasattr(node.cls, "places") else {}
     told: list[tuple[str, Node, Any]] = []
-    # A part that offers facts stands before the parts that receive them.
-    for name, child in sorted(node.children.items(), key=lambda item: item[1].interface not in OFFERS):
+    # A part that offers facts stands before the parts that receive them, in whatever order they were put in.
+    ranks = {interface: rank for rank, interface in enumerate(OFFERS)}
+    for name, child in sorted(node.children.items(), key=lambda item: ranks.get(item[1].interface, len(ranks))):
         path = f"{where}.{name}".strip(".")
         place = places.get(name, Place(size))
         around = {**inner, **_offers(told, place.image_size)}

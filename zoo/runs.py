@@ -95,14 +95,16 @@ class RunFolder:
                     f"{self.path} was begun with {key} {self.data[key]!r}, not {new[key]!r}; use another --out"
                 )
         root = self.node() if trained else node
-        before = without_none(dump(bind(root), root)) if trained else {}
+        config = bind(root) if trained else None
+        before = without_none(dump(config, root)) if trained else {}
         for role in trained:
             change = next(differences(_table(before, role, node), _table(new["config"], role, node)), None)
             if change is not None:
                 name, old, now = change
+                files = " and ".join(map(str, self._files(trained_with(config, role)[1])))
                 raise BadRun(
                     f"{self.path}: '{role}' is trained with other settings, {name}={old!r} and not {now!r}; "
-                    f"use another --out, or delete {self.part_path(role)} to train it again"
+                    f"use another --out, or delete {files} to train it again"
                 )
 
     @property
@@ -149,6 +151,9 @@ class RunFolder:
     def finished(self, role: str) -> bool:
         """Return True when the part is trained or fitted."""
         return self.part_path(role).exists()
+
+    def _files(self, roles: Collection[str]) -> list[Path]:
+        return [self.part_path(role) for role in roles if self.finished(role)]
 
     def fingerprint(self, role: str) -> str:
         """Return the sha256 of a finished part's file."""
@@ -200,10 +205,21 @@ class RunFolder:
                 if other not in prints:
                     prints[other] = self.fingerprint(other) if self.finished(other) else ""
                 if prints[other] != expected:
+                    stage, roles = trained_with(self.config, role)
+                    files = " ".join(map(str, self._files(roles)))
                     raise BadRun(
                         f"{self.path}: '{role}' was trained on another '{other}' than the one here; train it again: "
-                        f"rm {path} && python scripts/train.py --model {self.path} --part {role.partition('.')[0]}"
+                        f"rm {files} && python scripts/train.py --model {self.path} --part {stage}"
                     )
+
+
+def trained_with(config: Any, role: str) -> tuple[str, tuple[str, ...]]:
+    """Return the stage of a system that trains a part, and all the parts it trains; nothing is built."""
+    together = config.together() if hasattr(config, "together") else {}
+    for stage, others in together.items():
+        if role in (stage, *others):
+            return stage, (*others, stage)
+    return role.partition(".")[0], (role,)
 
 
 def load_part(path: Path, built: Any, role: str) -> None:

@@ -116,7 +116,9 @@ class Cascade:
 
     def together(self) -> dict[str, tuple[str, ...]]:
         """Return the parts without a stage of their own that a stage trains, by its name."""
-        return {"base": ("text_encoder",)} if self.train_text and self.text_encoder is not None else {}
+        reads = getattr(self.base.config, "reads", "nothing")
+        learns = self.train_text and self.text_encoder is not None and reads == "text"
+        return {"base": ("text_encoder",)} if learns else {}
 
     @image_size.validator
     def _stages_chain(self, attribute: Any, value: int) -> None:

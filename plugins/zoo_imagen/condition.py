@@ -101,9 +101,10 @@ class TextKeys(nn.Module):
         """Return [B,T,2I]."""
         if isinstance(self.norm, nn.LayerNorm):
             return self.keys(self.norm(text))
+        gain, bias = wide(self.norm.weight), wide(self.norm.bias)
         with full_precision(text):
-            normed = self.norm(text.transpose(1, 2)).transpose(1, 2)
-        return self.keys(normed)
+            normed = F.group_norm(wide(text).transpose(1, 2), self.norm.num_groups, gain, bias, self.norm.eps)
+        return self.keys(normed.transpose(1, 2).to(text.dtype))
 
 
 def attend(query: Tensor, keys: Tensor, heads: int, mask: Tensor | None) -> Tensor:

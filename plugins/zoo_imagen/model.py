@@ -119,7 +119,7 @@ class Denoiser(nn.Module):
         if self.config.variance == "fixed":
             return Prediction(y)
         mean, variance = y.chunk(2, dim=1)
-        return Prediction(mean, variance.clamp(-1, 1))
+        return Prediction(mean, _bounded(variance))
 
     def _fixed(self, cond: Cond) -> Condition:
         """Return what the condition alone decides."""
@@ -166,3 +166,8 @@ class Denoiser(nn.Module):
             raise PartMismatch(f"z has sides {h}x{w}, and this denoiser's levels need multiples of {factor}")
         if fixed.low is not None and fixed.low.shape != z.shape:
             raise PartMismatch(f"`low` has shape {list(fixed.low.shape)} and z {list(z.shape)}; enlarge it before")
+
+
+def _bounded(x: Tensor) -> Tensor:
+    """Return x clamped to [-1, 1], with the gradient of x: a clamp's own would leave what is outside there."""
+    return x.clamp(-1, 1).detach() + (x - x.detach())

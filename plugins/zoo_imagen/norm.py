@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from zoo.nn.precision import wide
 
@@ -81,6 +82,7 @@ class _NormAct(torch.autograd.Function):
         return ACTIVATIONS[activation][0](y).to(x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, gain, bias, mean, rstd = ctx.saved_tensors
         wide_x, slope = wide(x), rstd * gain

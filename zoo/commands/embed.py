@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from zoo.errors import BadRun, NotReady, PartMismatch
+from zoo.errors import BadRun, ConfigError, NotReady, PartMismatch
 from zoo.resolution import is_run
+
+if TYPE_CHECKING:
+    import torch
 
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -47,13 +50,13 @@ def embed(
 
     if out.is_dir() and any(out.iterdir()):
         raise BadRun(f"'{out}' has something in it; choose another --out, or delete it")
-    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    system, prints = _parts(name, overrides, place, getattr(torch, DTYPES[dtype]))
+    home = _device(device)
+    system, prints = _parts(name, overrides, home, getattr(torch, DTYPES[dtype]))
     dataset = registry.open_dataset(data, split=split, size=getattr(system.config, "image_size", None) or 32)
     distinct = Distinct.of(dataset.texts())
     with bar(len(distinct), "embedding", "caption") as shown:
         store = build(
-            out, dataset.texts, encoding(system, place), maker_of(system, prints), distinct=distinct, chunk=chunk,
+            out, dataset.texts, encoding(system, home), maker_of(system, prints), distinct=distinct, chunk=chunk,
             progress=shown.update,
         )  # fmt: skip
     tokens, width = store.values.shape
@@ -64,16 +67,36 @@ def embed(
         click.echo(f"{len(store):,} captions, {tokens:,} tokens of width {width:,}: {out}")
 
 
-def _parts(name: str, overrides: tuple[str, ...], device: str, dtype: Any) -> tuple[Any, dict[str, str]]:
+def _device(said: str | None) -> torch.device:
+    """Return the device of this name, or the best there is.
+
+    Raises:
+        ConfigError: there is none of this name.
+    """
+    import torch
+
+    if said is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.empty(1, device=said).device
+    except (RuntimeError, AssertionError) as cause:  # which of them, torch decides by the name
+        raise ConfigError(f"--device {said}: {str(cause).splitlines()[0]}") from None
+    if found.type == "meta":
+        raise ConfigError("--device meta holds no values; give cpu, cuda ...")
+    return found
+
+
+def _parts(name: str, overrides: tuple[str, ...], device: torch.device, dtype: Any) -> tuple[Any, dict[str, str]]:
     """Return a system of which the text encoder and the tokenizer alone are there, and their weights' fingerprints.
 
     Raises:
         PartMismatch: NAME has no such parts.
         NotReady: one has no weights.
+        DoesNotFit: the device has too little free memory for them.
     """
     from torch import nn
 
-    from zoo.construct import construct
+    from zoo.construct import construct, place
     from zoo.resolution import resolve_tree
     from zoo.runs import RunFolder, load_sources
     from zoo.train.embedded import ENCODER, TOKENIZER, roles_of
@@ -93,7 +116,8 @@ def _parts(name: str, overrides: tuple[str, ...], device: str, dtype: Any) -> tu
         for role, part in node.walk()
         if role in roles and part.source is not None
     }
-    system = construct(node, config, device=device, dtype=dtype, used=set(roles))
+    home = place(node, config, device=device, dtype=dtype, used=set(roles))
+    system = construct(node, config, device=home, dtype=dtype, used=set(roles))
     load_sources(node, system, roles)
     for role in roles:
         part = system.parts[role]

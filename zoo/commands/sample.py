@@ -87,11 +87,15 @@ def sample(
     if complete is None:
         given = _given(generator, begin, strength, mask, enlarge)
         how |= {} if given is None else {"given": given}
+        if by_stage and rerank is not None:
+            raise ConfigError("--stages shows the first candidate of each prompt: leave --rerank out")
         if by_stage:
             _show_stages(generator, asked, out, how)
         else:
             _draw(generator, asked, number, rerank, out, how)
     else:
+        if by_stage or begin is not None or enlarge is not None or mask is not None or strength is not None:
+            raise ConfigError("--complete is of codes; --from, --mask, --strength, --enlarge and --stages of denoisers")
         if rerank is not None:
             raise ConfigError("--rerank chooses by caption; with --complete every continuation is shown: leave it out")
         _complete(generator, complete, asked if prompts else [], number, keep, out, how)
@@ -109,9 +113,9 @@ def _given(
     generator: Any, begin: str | None, strength: float | None, mask: str | None, enlarge: str | None
 ) -> Any:  # fmt: skip
     """Return the pictures that a cascade begins from, or None."""
+    if begin is None and (mask is not None or strength is not None):
+        raise ConfigError("--mask and --strength are of a picture to begin from; give it with --from")
     if begin is None and enlarge is None:
-        if mask is not None or strength is not None:
-            raise ConfigError("--mask and --strength are of a picture to begin from; give it with --from")
         return None
     if begin is not None and enlarge is not None:
         raise ConfigError("--from begins a picture anew and --enlarge keeps it: give one of them")
@@ -131,7 +135,6 @@ def _show_stages(generator: Any, asked: list[Any], out: Path, how: dict[str, Any
 
     if not hasattr(generator, "stage_pictures"):
         raise PartMismatch(f"'{generator.card}' draws in one stage; leave --stages out")
-    how.pop("chunk")
     found = generator.stage_pictures(asked, **how)
     size = generator.config.image_size
     rows = torch.stack([nearest(images, size) for images in found.values()], dim=1).flatten(0, 1)
@@ -183,7 +186,12 @@ def _progress(generator: Any, pictures: int) -> Iterator[Any]:
 
     units, unit = generator.work
     with bar(pictures * units, "sampling", unit) as progress:
-        yield lambda done, total: progress.update(done - progress.n)
+
+        def told(done: int, total: int) -> None:
+            progress.total = total  # the settings at hand may be others than the system's own
+            progress.update(done - progress.n)
+
+        yield told
 
 
 def as_prompts(generator: Any, prompts: tuple[str, ...]) -> list[Any]:

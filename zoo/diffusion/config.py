@@ -11,6 +11,7 @@ Time t runs from 0, clean, to 1, noise.
 [6] J. Song, C. Meng, S. Ermon: Denoising diffusion implicit models. arXiv:2010.02502
 [7] C. Lu et al.: DPM-Solver++. arXiv:2211.01095
 [8] github.com/deep-floyd/IF
+[9] github.com/lucidrains/imagen-pytorch, imagen_pytorch/imagen_pytorch.py
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ class Schedule:
     """How much noise there is at time t in [0, 1]: a continuous law, or a table of discrete steps."""
 
     kind: Literal["cosine", "linear", "edm", "cosine-1000", "cosine-4000", "linear-1000"] = "cosine"
-    """Continuous: "cosine", alpha^2 = cos^2((t + 0.008) / 1.008 pi/2) [1] [2]; "linear", the continuous form of betas
-    from 1e-4 to 0.02 [1] [3]; "edm", sigma/alpha from 0.002 to 80 with rho = 7 [5], for sampling. With a number, that
-    many discrete steps: "cosine" with betas capped at 0.999 [2] [8], "linear" with betas from 1e-4 to 0.02 [3]."""
+    """Continuous: "cosine", alpha^2 = cos^2((t + 0.008) / 1.008 pi/2) [1] [2]; "linear", log-SNR -log(exp(1e-4 +
+    10 t^2) - 1), a continuous form of a thousand betas from 1e-4 to 0.02 [9], where [1] names only those; "edm",
+    sigma/alpha from 0.002 to 80 with rho = 7 [5], for sampling. With a number, that many discrete steps: "cosine" with betas capped at 0.999 [2] [8], "linear" with betas from 1e-4 to 0.02 [3]."""
     shift: float = 0.0
     """Added to the log-SNR: 2 log(reference / size) makes pictures of side `size` as noisy as the law makes those of
     side `reference` [4] eq. (4)."""
@@ -73,7 +74,7 @@ class Schedule:
     def time(self, logsnr: Tensor) -> Tensor:
         """Return t in [0, 1] at which the log-SNR is this, of its shape and type; the inverse of `logsnr`.
 
-        The log-SNR of a discrete step gives k / N exactly, whatever float type it passed through.
+        The log-SNR of a discrete step gives k / N exactly, in fp32 or fp64.
         """
         from zoo.diffusion import laws
 

@@ -56,8 +56,9 @@ def levels(schedule: Schedule, rng: Rng, device: torch.device | str | None = Non
             laws.at_step(schedule, k), k == 0, laws.at_step(schedule, upper), laws.at_step(schedule, upper - 1)
         )
     u, step = rng.uniform(device=device).double(), 1 / PIECES
-    upper = torch.where(u < step, 2 * step, u)
-    return Levels(schedule.logsnr(u), u < step, schedule.logsnr(upper), schedule.logsnr(upper - step))
+    lowest = u <= step
+    upper = torch.where(lowest, 2 * step, u)
+    return Levels(schedule.logsnr(u), lowest, schedule.logsnr(upper), schedule.logsnr(upper - step))
 
 
 def weight(weighting: Weighting, prediction: str, logsnr: Tensor, snr_max: float = 5.0) -> Tensor:
@@ -90,7 +91,7 @@ def denoising(
     """Return "loss", a mean over samples, of predicting clean x [B,C,h,w] from noise at a random level of the schedule.
 
     Levels and noise are of `rng` (B rows). Beside it, without gradient: "mse", of the network's own parameterisation
-    and unweighted, and "vlb" in bits per dimension where the denoiser predicts a variance.
+    and unweighted, and "vlb", one step's bits per dimension, where the denoiser predicts a variance.
 
     Args:
         denoiser: asked once, with the condition as it is: who drops conditions has dropped them.
@@ -99,9 +100,9 @@ def denoising(
         rng: B rows.
         weighting: see `weight`.
         snr_max: of "min-snr" only, gamma of [2].
-        vlb: weight of the variational term of one step in bits per dimension, for a denoiser that predicts a variance;
-            the mean takes no part in it. 1 is what [3] section 3.4 (0.001 of all thousand steps) and [4] ("rescaled
-            MSE") train with.
+        vlb: weight of the variational bound in thousandths, for a denoiser that predicts a variance; the mean takes no
+            part in it. 1 is the 0.001 of [3] section 3.4. The bound is a sum over N steps, of which one is drawn: its
+            bits per dimension are weighted by N / 1000, as in [4] ("rescaled MSE"). A law is divided into `PIECES`.
 
     Raises:
         ConfigError: no such weighting or parameterisation.
@@ -119,5 +120,6 @@ def denoising(
         if found.variance is not None:
             estimate = to_x0(denoiser.prediction, found.mean, z, at.logsnr).detach()
             bits = variational.bits(wide(x), estimate, wide(found.variance), at).mean()
-            terms["loss"], terms["vlb"] = terms["loss"] + vlb * bits, bits.detach()
+            steps = denoiser.schedule.steps or PIECES
+            terms["loss"], terms["vlb"] = terms["loss"] + vlb * steps / 1000 * bits, bits.detach()
     return terms

@@ -3,12 +3,13 @@
 Letters: B batch, C channels, h w the latent's sides.
 
 [1] C. Meng et al.: SDEdit. arXiv:2108.01073 (starting from a noised picture)
-[2] A. Lugmayr et al.: RePaint. arXiv:2201.09865 (a known region)
+[2] A. Lugmayr et al.: RePaint. arXiv:2201.09865 (a known region; here without its jumps back)
 [3] T. Karras et al.: Elucidating the design space of diffusion-based generative models. arXiv:2206.00364
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from typing import Any
 
@@ -50,8 +51,10 @@ def draw(
         how: sampler, steps, guidance, thresholding and noise levels.
         rng: B rows.
         progress: called with 1 whenever the network has been asked, `how.evaluations` times without `start`.
-        start: z0 [B,C,h,w] and a time in (0, 1]: begin from z0 noised to that time instead of from noise [1].
-        known: z0 [B,C,h,w] and a mask [B,1,h,w], True where z0 is kept: it is in the result to the bit [2].
+        start: z0 [B,C,h,w] and a time in (0, 1]: begin from z0 noised to that time instead of from noise [1]; of a
+            discrete schedule, to the lowest visited step that is not below it.
+        known: z0 [B,C,h,w] and a mask [B,1,h,w], True where z0 is kept: it is in the result to the bit. Simpler than
+            [2]: no step is done again, and what is known replaces the estimate rather than z.
 
     Raises:
         ConfigError: guidance of a denoiser without a null condition, a spacing that the noise schedule does not have,
@@ -90,7 +93,8 @@ def levels(schedule: Schedule, how: Diffusing, strength: float = 1.0) -> list[fl
 
     A continuous law is visited at equal steps of time from `strength` (or where its clamp begins) down to one step
     before 0, since the last step goes to the clean picture from wherever it is; EDM's levels include their last [3]
-    eq. (5). Of a discrete one, the steps before `strength` of those that `respacing.spaced` returns, 0 among them.
+    eq. (5). Of a discrete one, those steps of `respacing.spaced` that are below `strength`, 0 among them, and the one
+    above them: drawing begins where it is asked to, or with a little more noise.
 
     Raises:
         ConfigError: see `draw`.
@@ -99,8 +103,9 @@ def levels(schedule: Schedule, how: Diffusing, strength: float = 1.0) -> list[fl
         raise ConfigError(f"start: its time must be in (0, 1], not {strength:g}")
     count = schedule.steps
     if count is not None:
-        visited = [k for k in _visited(count, how) if k < strength * count]
-        times = torch.tensor(visited[::-1], dtype=torch.float64) / count
+        visited = _visited(count, how)
+        first = bisect_left(visited, round(strength * count, 6))  # 0.07 * 1000 is above 70
+        times = torch.tensor(visited[first::-1], dtype=torch.float64) / count
     else:
         if how.spacing is not None:
             raise ConfigError(

@@ -10,13 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import attrs
 
+from zoo.data.drawing import SIDE
 from zoo.errors import BadData
 from zoo.files import atomic_text
+from zoo.registry import open_dataset
 from zoo.runs import RunFolder
 from zoo.weights import sha256
 
@@ -75,6 +78,12 @@ class Sweep:
     def ways(self) -> list[Way]:
         """Every way of sampling; differences are taken to the first."""
         return [Way(changes=changes, guidance=w) for changes in self.changes for w in self.guidances]
+
+    @cached_property
+    def prints(self) -> dict[str, str]:
+        """Split -> what tells its pictures and captions from any others, as they were when it was first asked."""
+        # At one size, whatever the runs': it is to tell other data, and each run says its size itself.
+        return {split: open_dataset(self.data, split=split, size=SIDE).fingerprint for split in self.splits}
 
     @property
     def places(self) -> list[tuple[str, str, Way]]:
@@ -135,11 +144,15 @@ def _cells(path: Path) -> list[Cell]:
 
 
 def identity(sweep: Sweep, run: str, split: str, way: Way) -> dict[str, Any]:
-    """Return all that decides a cell. The folder does not: a run may be moved."""
+    """Return all that decides a cell. The run's folder does not: it may be moved.
+
+    Raises:
+        UnknownName, BadData: there is no such data.
+    """
     return {
         "run": sweep.runs[run], "how": list(way.changes), "guidance": way.guidance, "stage": sweep.stage,
-        "data": sweep.data, "split": split, "captions": sweep.captions, "seed": sweep.seed, "feature": sweep.feature,
-        "pictures": sweep.pictures,
+        "data": sweep.data, "print": sweep.prints[split], "split": split, "captions": sweep.captions,
+        "seed": sweep.seed, "feature": sweep.feature, "pictures": sweep.pictures,
     }  # fmt: skip
 
 

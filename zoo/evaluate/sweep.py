@@ -85,7 +85,7 @@ def check(system: Any, run: str, sweep: Sweep) -> None:
     for option, asked in (("--how", any(sweep.changes)), ("--stage", sweep.stage is not None)):
         if asked and "sampling" not in system.SETTINGS:
             raise PartMismatch(f"{option}: '{run}' ({system.card}) has no denoisers; leave {option} out")
-    system.need(system.used() if sweep.stage is None else system.used(last=sweep.stage))
+    system.need(system.used() if sweep.stage is None else system.used(roles=system.until(sweep.stage)))
     for way in sweep.ways:
         _check_guidance(system, run, way, sweep.stage)
     if not features_of(system, [sweep.feature]):
@@ -124,12 +124,13 @@ class _View:
     """Draws and judges a cell; the real pictures of several are looked at once."""
 
     sweep: Sweep
-    real: dict[tuple[str, int, int], Real] = attrs.field(factory=dict)
+    real: dict[tuple[str, int, int, str], Real] = attrs.field(factory=dict)
+    """By split, sides, and what the system is asked by: where it is by caption they are judged."""
 
     def __call__(self, system: Any, split: str, way: Way, bar: Bar, what: str) -> Cell:
         feature, side = self.sweep.feature, picture_side(system, self.sweep.stage)
         source, ask = _open(self.sweep, split, system), _ask(self.sweep, system, way, side)
-        place = split, system.config.image_size, side
+        place = split, system.config.image_size, side, system.asks
         if place not in self.real:
             self.real[place] = look_at_real(source, ask, system.device)
         count = min(ask.captions, len(source))

@@ -21,8 +21,8 @@ def report_of(sweep: Sweep, kept: Kept) -> Report:
 
     Returns:
         What was asked, and `rows`: each a cell, with its 95% interval, and, of all but the first way of a run and
-        split, its `difference` to that one, with a paired interval (see `zoo.evaluate.intervals`), and how many
-        captions were gained and lost.
+        split, its `difference` to that one, with a paired interval (see `zoo.evaluate.intervals`; None where no
+        caption differs, for which it says nothing), and how many captions were gained and lost.
     """
     names, rows = names_of(list(sweep.runs)), list[Row]()
     first: dict[tuple[str, str], tuple[Way, Cell]] = {}
@@ -60,7 +60,7 @@ def _difference(cell: Cell, way: Way, first: Cell) -> dict[str, Any]:
     }
     if len(ours) > 1:
         mean, low, high = paired(ours, theirs)
-        found |= {"mean": mean, "interval": (low, high)}
+        found |= {"mean": mean, "interval": (low, high) if found["gained"] or found["lost"] else None}
     return found
 
 
@@ -84,7 +84,8 @@ def _cells(row: Row, judged: bool) -> list[str]:
     text.append("" if row["distance"] is None else f"{row['distance']:.4g}")
     if "mean" in row.get("difference", ()):
         d = row["difference"]
-        text += [f"{100 * d['mean']:+.1f}", _interval(d, "{:+.1f}"), f"+{d['gained']} -{d['lost']}"]
+        interval = "no caption differs" if d["interval"] is None else _interval(d, "{:+.1f}")
+        text += [f"{100 * d['mean']:+.1f}", interval, f"+{d['gained']} -{d['lost']}"]
     return text
 
 

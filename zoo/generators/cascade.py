@@ -48,10 +48,15 @@ class CascadeGenerator(System):
         self.places = config.places(denoisers | {"base_size": config.base_size})
         for role, denoiser in denoisers.items():
             setattr(self, role, denoiser)
-        self._reads = {role: getattr(denoisers[role].config, "reads", "nothing") for role in self.places}
-        self._check_reads()
+        self._reads = {role: _setting(denoisers[role], "reads") or "nothing" for role in self.places}
+        self.reads_what = self._read_by_all()
 
-    def _check_reads(self) -> None:
+    def _read_by_all(self) -> str:
+        """Return what a prompt is to the stages; some may read nothing.
+
+        Raises:
+            PartMismatch: to one it is a caption and to another a label, or what embeds captions is missing.
+        """
         read = set(self._reads.values()) - {"nothing"}
         if len(read) > 1:
             said = ", ".join(f"{role} reads {what}" for role, what in self._reads.items())
@@ -61,6 +66,7 @@ class CascadeGenerator(System):
                 "the denoisers read captions, and this system has no tokenizer or no text_encoder; "
                 "set tokenizer=bpe-shapes text_encoder=t5"
             )
+        return next(iter(read), "nothing")
 
     @property
     def stages(self) -> dict[str, tuple[str, ...]]:
@@ -83,14 +89,15 @@ class CascadeGenerator(System):
 
     @property
     def asks(self) -> str:
-        return {"text": "caption", "label": "label"}.get(self._reads["base"], "nothing")
+        return {"text": "caption", "label": "label"}.get(self.reads_what, "nothing")
 
     @property
     def work(self) -> tuple[int, str]:
         return sum(getattr(self.config.sampling, role).evaluations for role in self.places), "step"
 
-    def used(self, ranked: bool = False, last: str | None = None) -> list[str]:
-        used = list(dict.fromkeys(r for role in self.until(last) for r in (*self._drawn_with(role), role)))
+    def used(self, ranked: bool = False, roles: Sequence[str] | None = None) -> list[str]:
+        drawn = self.places if roles is None else roles
+        used = list(dict.fromkeys(r for role in drawn for r in (*self._drawn_with(role), role)))
         return [*used, *self.reads("reranker"), "reranker"] if ranked else used
 
     def until(self, last: str | None) -> list[str]:
@@ -142,7 +149,8 @@ class CascadeGenerator(System):
             assert batch.images is not None
             z, cond = self._enlarging(part, batch.images, cond, rng)
         assert z is not None
-        z, cond = cropped(z, cond, getattr(denoiser.config, "crop", None), rng)
+        if denoiser.training:  # a stage is judged on whole pictures
+            z, cond = cropped(z, cond, _setting(denoiser, "crop"), rng)
         return denoiser.loss(attrs.evolve(batch, z=z), cond, step=step, rng=rng)
 
     def cond(self, part: str, batch: Batch) -> Cond:
@@ -208,9 +216,9 @@ class CascadeGenerator(System):
         """
         check_counts(self.card, self.reranker, images_per_prompt, rerank, chunk)
         how = self.sampling(guidance, sampling)
-        roles = list(self.places) if given is None else given.stages(self.places)
+        roles = self._begun(given, len(prompts))
         if not allow_untrained:
-            self.need(self.used(ranked=rerank is not None))
+            self.need(self.used(rerank is not None, roles))
         with self.evaluating():
             drawn = self._candidates(prompts, how, given, roles, seed=seed, chunk=chunk, progress=progress)
             return drawn.best(images_per_prompt, rerank)
@@ -238,26 +246,44 @@ class CascadeGenerator(System):
         ranked = max(counts) > 1
         check_counts(self.card, self.reranker, min(counts), max(counts) if ranked else None, chunk)
         how, roles = self.sampling(guidance, sampling), self.until(last)
-        self.need(self.used(ranked, last))
+        self.need(self.used(ranked, roles))
         more = {"seed": seed, "start": start, "chunk": chunk, "progress": progress}
         with self.evaluating():
             return self._candidates(prompts, how, None, roles, **more).best_of(counts)
 
     @torch.no_grad()
-    def stage_pictures(self, prompts: Sequence[Any], seed: int = 0, **how: Any) -> dict[str, Tensor]:
+    def stage_pictures(
+        self, prompts: Sequence[Any], seed: int = 0, *, guidance: float | None = None, sampling: Overrides = (),
+        given: Given | None = None, chunk: int = 64, allow_untrained: bool = False,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Return what each stage makes of the first candidate of each prompt: role -> images [P,3,S,S] in [0, 1].
 
-        The other arguments are those of `generate`.
+        The arguments are those of `generate`.
         """
-        settings = self.sampling(how.pop("guidance", None), how.pop("sampling", ()))
-        if not how.pop("allow_untrained", False):
-            self.need(self.used())
+        how, roles = self.sampling(guidance, sampling), self._begun(given, len(prompts))
+        if not allow_untrained:
+            self.need(self.used(roles=roles))
+        found: dict[str, list[Tensor]] = {role: [] for role in roles}
         with self.evaluating():
-            cond = self._asked(prompts)
-            rng = Rng(seed, torch.arange(len(prompts)) * CANDIDATE)
-            given = how.pop("given", None)
-            drawn = draw_stages(self, cond, rng, settings, given, lambda units: None)
-            return {role: self.latent.decode(z) for role, z in drawn.items()}
+            cond, given = self._asked(prompts), None if given is None else given.to(self.device)
+            for rows in torch.arange(len(prompts)).split(chunk):
+                theirs = None if given is None else given[rows]
+                rng = Rng(seed, rows * CANDIDATE)
+                drawn = draw_stages(self, cond[rows.to(self.device)], rng, how, theirs, lambda units: None, roles)
+                for role, z in drawn.items():
+                    found[role].append(self.latent.decode(z))
+        return {role: torch.cat(images) for role, images in found.items()}
+
+    def _begun(self, given: Given | None, prompts: int) -> list[str]:
+        """Return the stages that draw.
+
+        Raises:
+            ConfigError: what is given is not of as many prompts, or no stage enlarges it.
+        """
+        if given is None:
+            return list(self.places)
+        given.check(prompts)
+        return given.stages(self.places)
 
     @torch.no_grad()
     def draw_stage(self, role: str, batch: Batch, seed: int = 0) -> Tensor:
@@ -276,7 +302,7 @@ class CascadeGenerator(System):
             cond = self._asked(read.get(self.asks) or [None] * len(batch))
             rng = Rng(seed, torch.arange(len(batch)) * CANDIDATE)
             how = self.sampling(None, ())
-            given = Given(low=below)
+            given = None if below is None else Given(low=below)
             drawn = draw_stages(self, cond, rng, how, given, lambda units: None, roles=[role])
             return self.latent.decode(drawn[role])
 
@@ -290,7 +316,7 @@ class CascadeGenerator(System):
         self, prompts: Sequence[Any], how: Mapping[str, Diffusing], given: Given | None, roles: Sequence[str],
         **more: Any,
     ) -> Candidates:  # fmt: skip
-        cond = self._asked(prompts)
+        cond, given = self._asked(prompts), None if given is None else given.to(self.device)
 
         def draw(prompt: Tensor, rng: Rng, heard: Heard) -> Tensor:
             theirs = None if given is None else given[prompt]
@@ -303,11 +329,20 @@ class CascadeGenerator(System):
 
     def _asked(self, prompts: Sequence[Any]) -> Cond:
         """Return the condition of each prompt, its embedding computed once."""
-        reads = self._reads["base"]
         cond = condition(
-            prompts, reads, card=self.card, tokenizer=self.tokenizer, classes=self.config.classes, device=self.device
+            prompts,
+            self.reads_what,
+            card=self.card,
+            tokenizer=self.tokenizer,
+            classes=self.config.classes,
+            device=self.device,
         )
-        if reads != "text":
+        if self.reads_what != "text":
             return cond
         text = self.text_encoder.encode(cond.ids, cond.mask)
         return Cond(text=text, text_mask=cond.mask, drop=cond.drop)
+
+
+def _setting(part: Any, name: str) -> Any:
+    """Return a field of a part's config; None where it has none, or no config."""
+    return getattr(getattr(part, "config", None), name, None)

@@ -30,7 +30,7 @@ from zoo.rng import Rng
 
 def draw_stages(
     system: Any, cond: Cond, rng: Rng, how: Mapping[str, Diffusing], given: Given | None, heard: Heard,
-    roles: Sequence[str] | None = None,
+    roles: Sequence[str],
 ) -> dict[str, Tensor]:  # fmt: skip
     """Return what each stage draws, in its latent: role -> z [B,C,h,w].
 
@@ -41,12 +41,10 @@ def draw_stages(
         how: how each stage is sampled.
         given: pictures of B rows to begin from, or None.
         heard: told of the steps done, of all rows.
-        roles: the stages to draw, in order; None: all, or those after what is given.
+        roles: the stages to draw, in order.
     """
     found: dict[str, Tensor] = {}
     below = None if given is None else given.low
-    if roles is None:
-        roles = list(system.places) if given is None else given.stages(system.places)
     for role in roles:
         denoiser = system.parts[role] if system.bring is None else system.bring(role)
         side, settings, own = system.places[role].image_size, how[role], rng.fork(role)
@@ -60,6 +58,7 @@ def draw_stages(
             denoiser, asked, shape, settings, own, start=start, known=known, progress=lambda n: heard(n * len(rng))
         )
         below = system.latent.decode(found[role])
+        del denoiser  # or its weights would be there while the next one's are read
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -32,14 +33,39 @@ class Given:
     low: Tensor | None = None
     """[P,3,s,s] in [0, 1]: the picture of a stage, which those after it enlarge; its side says which."""
 
+    def __attrs_post_init__(self) -> None:
+        if self.images is None and (self.strength is not None or self.mask is not None):
+            raise ConfigError("given: strength and mask are of images, and there are none")
+        if self.images is not None and self.strength is None and self.mask is None:
+            raise ConfigError("given: images need a strength to be varied, or a mask to be completed; give one")
+        if (self.images is None) == (self.low is None):
+            raise ConfigError("given: images, or the low picture of a stage; one of them")
+
+    def check(self, prompts: int) -> None:
+        """Refuse pictures that are neither one for all prompts nor one for each.
+
+        Raises:
+            ConfigError: says which.
+        """
+        for name, x in self._tensors().items():
+            if len(x) not in (1, prompts):
+                raise ConfigError(f"given: {name} has {len(x)} rows for {prompts} prompts; give one, or one each")
+
+    def to(self, device: torch.device) -> Given:
+        """Return the same with every picture on `device`."""
+        moved: dict[str, Any] = {name: x.to(device) for name, x in self._tensors().items()}
+        return attrs.evolve(self, **moved)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {name: getattr(self, name) for name in ("images", "mask", "low")}
+        return {name: x for name, x in tensors.items() if x is not None}
+
     def __getitem__(self, rows: Tensor) -> Given:
         """Return these rows."""
-        tensors = {name: getattr(self, name) for name in ("images", "mask", "low")}
-        taken = {
+        taken: dict[str, Any] = {
             # One picture serves every prompt.
             name: x.expand(len(rows), *x.shape[1:]) if len(x) == 1 else x[rows.to(x.device)]
-            for name, x in tensors.items()
-            if x is not None
+            for name, x in self._tensors().items()
         }
         return attrs.evolve(self, **taken)
 

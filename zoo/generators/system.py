@@ -14,9 +14,14 @@ from zoo.errors import NotReady, PartMismatch
 from zoo.interfaces import Batch, Cond, Losses
 from zoo.rng import Rng
 
+_CPU = torch.device("cpu")
+
 
 class System(nn.Module):
     """What every generator has: parts by role, which of them are ready, and the stages that train them."""
+
+    home: torch.device | None = None
+    """Where parts are built that are built when they are needed; None: none are."""
 
     SETTINGS: tuple[str, ...] = ()
     """Arguments of `generate` that say how is drawn, of those that families have in common."""
@@ -43,8 +48,9 @@ class System(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
-        return next((p.device for p in self.parameters()), torch.device("cpu"))
+        """Where its parameters are; those that are not there at all do not count beside others."""
+        places = [p.device for p in self.parameters()]
+        return next((place for place in places if place.type != "meta"), self.home or next(iter(places), _CPU))
 
     def compile_sampling(self) -> None:
         """Let every part that can compile its sampling step do so when it first draws.

@@ -32,7 +32,7 @@ class _OnCpu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, rate, gain = ctx.saved_tensors
-        product = (grad * x).flatten(0, -2)
+        product = (grad * x).reshape(-1, x.shape[-1])
         gain_grad = rate.view(1, -1).mm(product).view_as(gain)
         shrink = product.mv(gain).view_as(rate).mul_(rate**3).div_(x.shape[-1])
         return (grad * gain).mul_(rate).addcmul_(x, shrink, value=-1), gain_grad, None

@@ -111,8 +111,13 @@ def stages_train(case: Case) -> None:
         system.zero_grad()
         loss.backward()
         moved = {role for role, part in system.parts.items() if _has_gradient(part)}
-        need(moved, f"stage '{stage}' has no gradient")
+        learning = {role for role in trained if not hasattr(system.parts[role], "fit") and _learns(system.parts[role])}
+        need(learning <= moved, f"stage '{stage}' says it trains {sorted(learning - moved)}, and gives no gradient")
         need(moved <= set(trained), f"stage '{stage}' moves {sorted(moved)} and says it trains {list(trained)}")
+
+
+def _learns(part: Any) -> bool:
+    return any(p.requires_grad for p in getattr(part, "parameters", list)())
 
 
 def _has_gradient(part: Any) -> bool:

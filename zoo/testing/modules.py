@@ -69,7 +69,7 @@ def parameters_are_set_where_they_are_made(case: Case) -> None:
     for part in system.parts.values():
         for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
             for own, p in module.named_parameters(recurse=False):
-                before = made[module].get(own)
+                before = made.get(module, {}).get(own)  # a copy has run no constructor
                 what = f"{name}.{own}".strip(".")
                 same = before is not None and torch.equal(before, p.detach())
                 need(same, f"parameter '{what}' is made or set after the constructor of its module")

@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from zoo.config import plain
 from zoo.errors import ConfigError
 from zoo.interfaces import Batch, Dataset
 from zoo.rng import Rng
 from zoo.train.captions import HASHED, Distinct, chunks
 from zoo.train.embeddings import Embeddings, Encode, Maker, build
 from zoo.train.progress import Progress
+from zoo.train.store import settings_of
 from zoo.train.world import Processes, World, first, seen
 
 log = logging.getLogger("zoo.train")
@@ -69,14 +69,29 @@ def reads_frozen_encoder(generator: Any, part: str) -> bool:
     return ENCODER in generator.reads(part) and ENCODER not in generator.stages[part]
 
 
-def check_asked(given: Path | None, generator: Any, stages: Sequence[str]) -> None:
-    """Refuse `--embeddings` for stages of which none would read them.
+def check_asked(given: Path | None, generator: Any, stages: Sequence[str], out: Path) -> None:
+    """Refuse `--embeddings` for stages of which none would read them, or whose encoder is yet to be trained.
+
+    Args:
+        given: the folder; None: nothing is asked.
+        generator: the system.
+        stages: those the command trains.
+        out: the run folder.
 
     Raises:
         ConfigError: so it is.
     """
-    if given is not None and not any(reads_frozen_encoder(generator, part) for part in stages):
+    if given is None:
+        return
+    if not any(reads_frozen_encoder(generator, part) for part in stages):
         raise ConfigError(f"--embeddings {given}: none of {', '.join(stages)} reads a frozen {ENCODER}")
+    for part in stages:
+        roles = generator.stages[part]
+        if ENCODER in roles and not all((out / f"{role}.safetensors").is_file() for role in roles):
+            raise ConfigError(
+                f"--embeddings {given}: '{part}' trains the {ENCODER} first, and its embeddings will be others: train "
+                f"--part {part} alone, then `zoo embed {out}`, then the rest"
+            )
 
 
 def roles_of(generator: Any) -> list[str]:
@@ -97,9 +112,20 @@ def maker_of(generator: Any, prints: Mapping[str, str]) -> Maker:
 
 def _print(part: Any, weights: str) -> str:
     """Return the fingerprint of a part's weights and settings; how it is trained is none of them."""
-    settings = plain(getattr(part, "config", None))
-    said = {k: x for k, x in settings.items() if k != "train"} if isinstance(settings, dict) else None
-    return hashlib.sha256(json.dumps([weights, said], sort_keys=True, default=str).encode()).hexdigest()
+    said = json.dumps([weights, settings_of(part)], sort_keys=True, default=str)
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def fact_of(embeddings: Embeddings | None) -> str | None:
+    """Return what a checkpoint must agree about: what made the embeddings that are read, None: they are computed.
+
+    Kept ones are in bfloat16 and computed ones are not, so that the two are not the same training.
+    """
+    if embeddings is None:
+        return None
+    maker = embeddings.maker
+    said = json.dumps([sorted(maker.prints.items()), maker.length, maker.width])
+    return f"{maker.cards[ENCODER]} {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 def encoding(generator: Any, device: Any) -> Encode:
@@ -134,8 +160,8 @@ def open_embeddings(
 ) -> Embeddings | None:
     """Return the embeddings a stage reads, computing them where they are not there yet; None: it encodes as it goes.
 
-    It does where a stage reads no frozen encoder, where the tokenizer is noisy in training, where fewer samples are
-    read than there are captions, and where they would take more than 2 GiB, unless a store was `given`.
+    It does where a stage reads no frozen encoder, where the tokenizer is noisy in training, and, unless a store was
+    `given`, where fewer samples are read than there are captions, and where they would take more than 2 GiB.
 
     Args:
         folder: `<run>/store`.
@@ -149,12 +175,13 @@ def open_embeddings(
 
     Raises:
         BadData: the store that was given is another encoder's, or lacks captions.
+        ConfigError: one was given, and the tokenizer is noisy in training.
     """
     if not reads_frozen_encoder(generator, part):
         return None
     maker = maker_of(generator, prints)
     if given is not None:
-        first(world, lambda: _check(given, maker, dataset))
+        first(world, lambda: _check(given, generator.parts[TOKENIZER], maker, dataset))
         return Embeddings.open(given)
     path = first(world, lambda: _made(folder, generator, maker, part, dataset, samples, device))
     if path is None:
@@ -162,7 +189,12 @@ def open_embeddings(
     return Embeddings.open(seen(Path(path) / "index.safetensors").parent)
 
 
-def _check(folder: Path, maker: Maker, dataset: Dataset) -> None:
+def _check(folder: Path, tokenizer: Any, maker: Maker, dataset: Dataset) -> None:
+    if _noisy(tokenizer, list(itertools.islice(dataset.texts(), _LOOKED_AT))):
+        raise ConfigError(
+            f"--embeddings {folder}: the {TOKENIZER} ('{maker.cards[TOKENIZER]}') reads a caption differently each time "
+            "in training (bpe_dropout), and what is embedded once never changes: leave --embeddings out"
+        )
     store = Embeddings.open(folder)
     store.check(maker, f"make one of these parts: zoo embed RUN --data {dataset.uri} --out FOLDER")
     for some in chunks(itertools.islice(dataset.texts(), _COMPARED), HASHED):
@@ -174,7 +206,7 @@ def _made(
 ) -> str | None:
     """Return the folder of the store, made if need be; None where there is to be none."""
     few = list(itertools.islice(dataset.texts(), _LOOKED_AT))
-    if not few or len(dataset) > _MOST_ROWS or _noisy(generator.parts[TOKENIZER], few[:4]):
+    if not few or len(dataset) > _MOST_ROWS or _noisy(generator.parts[TOKENIZER], few):
         return None
     distinct = Distinct.of(dataset.texts())
     if samples < len(distinct):

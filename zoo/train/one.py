@@ -18,7 +18,7 @@ from zoo.nn.residual import checkpoint_branches
 from zoo.parts import Recipe
 from zoo.runs import RunFolder
 from zoo.train.checkpoint import Checkpoints
-from zoo.train.embedded import Embedded, open_embeddings
+from zoo.train.embedded import Embedded, fact_of, open_embeddings
 from zoo.train.facts import check, facts
 from zoo.train.feed import AHEAD, Feed
 from zoo.train.initial import Initial, begin_from
@@ -127,7 +127,10 @@ def _job(setting: Setting, stage: Stage, recipe: Recipe, data: Any, prints: Mapp
         shown=_shown(setting, data, recipe),
         checkpoints=checkpoints_of(setting, part),
         facts=facts(
-            **early_facts(setting.generator, part, options, setting.seed), data=data.fingerprint, trained_on=prints
+            **early_facts(setting.generator, part, options, setting.seed),
+            data=data.fingerprint,
+            trained_on=prints,
+            embeddings=fact_of(embeddings),
         ),
         save_every=options.save_every or min(500, -(-recipe.steps // 10)),
         sample_every=_sample_every(setting, recipe),
@@ -287,15 +290,21 @@ def _kept(folder: RunFolder, role: str, module: nn.Module) -> str:
 
 
 def _finish(setting: Setting, stage: Stage, recipe: Recipe, prints: Mapping[str, str]) -> None:
-    """Write the trained parts, with the averaged weights where there is an average; they train no more."""
+    """Write the trained parts, with the averaged weights where there is an average; they train no more.
+
+    The part that the stage is named after comes last, and says with which of the others it has learnt.
+    """
     said = {"steps": recipe.steps, "batch": recipe.batch, "seed": setting.seed, "data": setting.data}
     folder, world, weights = setting.folder, setting.engine.world, setting.engine.weights()
-    for role in stage.roles:
+    beside = [role for role in stage.roles if role != stage.part]
+    for role in sorted(stage.roles, key=lambda role: role == stage.part):
         prefix = f"{key_of(role)}."
         mine = {name.removeprefix(prefix): x for name, x in weights.items() if name.startswith(prefix)}
         if world.rank == 0:
-            module = setting.generator.parts[role]
-            folder.save_part(role, module, trained_on=dict(prints), extra=said, tensors=mine)
+            module, trained_on = setting.generator.parts[role], dict(prints)
+            if role == stage.part:
+                trained_on |= {other: folder.fingerprint(other) for other in beside}
+            folder.save_part(role, module, trained_on=trained_on, extra=said, tensors=mine)
         else:
             for _, tensor in file_order(mine):
                 tensor.fetch()

@@ -51,7 +51,7 @@ def run(options: TrainOptions) -> RunFolder:
     })  # fmt: skip
     outline = registry.build_system(node, config, seed=seed, device="meta")
     stages = _check_part(outline, options)
-    check_asked(options.embeddings, outline, stages)
+    first(engine.world, lambda: check_asked(options.embeddings, outline, stages, out))
     start = first(engine.world, lambda: initial.find(options, out, outline, stages))
     if start is not None:
         node, config, seed, data = _resolve(options, out, start)
@@ -175,7 +175,7 @@ def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
     done = [part for part in stages if all(map(folder.finished, setting.generator.stages[part]))]
     left = tuple(part for part in stages if part not in done)
     if not left and not resume:
-        paths = " ".join(str(folder.part_path(part)) for part in done)
+        paths = " ".join(path for part in done for path in _files(setting, part))
         raise BadRun(
             f"{folder.path}: {', '.join(done)} trained already; sample it with `zoo sample {folder.path} ...`, "
             f"choose another --out, or to train again: rm -r {paths} {folder.path / 'checkpoints'}"
@@ -186,14 +186,19 @@ def _left(setting: Setting, stages: tuple[str, ...]) -> tuple[str, ...]:
         roles = setting.generator.stages[part]
         if part in roles and folder.finished(part):  # imported, say: what it reads is missing
             missing = ", ".join(f"'{role}'" for role in roles if not folder.finished(role))
-            path = folder.part_path(part)
-            raise BadRun(f"{path} has weights, and {missing}, which it reads, has none: import it, or to train both: "
-                         f"rm {path}")  # fmt: skip
+            raise BadRun(f"{folder.part_path(part)} has weights, and {missing}, which it reads, has none: import it, "
+                         f"or to train both: rm {' '.join(_files(setting, part))}")  # fmt: skip
         place = checkpoints_of(setting, part).folder
         if not resume and place.is_dir() and any(place.glob("step-*")):
             raise BadRun(f"{folder.path} has checkpoints of '{part}': add --resume to go on from the newest, "
                          f"or to begin again: rm -r {place}")  # fmt: skip
     return left
+
+
+def _files(setting: Setting, part: str) -> list[str]:
+    """Return the weights that a stage has written; one that trains nothing has fitted its parts."""
+    roles = trained_roles(setting.generator, part) or setting.generator.stages[part]
+    return [str(setting.folder.part_path(role)) for role in roles if setting.folder.finished(role)]
 
 
 def _train_all(setting: Setting, node: Node, stages: tuple[str, ...]) -> None:

@@ -2,7 +2,8 @@
 
 A store is a saved field of a batch (`codes` or `z`). It is made only where every reading of a row gives the same
 value: the transform draws nothing, and encoding twice with different random numbers gives the same. It lies in
-`<run>/store/`, named after what it was computed from, so that another codebook or other data never meets it.
+`<run>/store/`, named after what it was computed from, so that another codebook, another size or other data never meets
+it.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.config import plain
 from zoo.files import atomic_text
 from zoo.interfaces import Batch, Dataset
 from zoo.rng import Rng
@@ -96,7 +98,7 @@ def open_store(
     assert head.images is not None  # else there were no field to fill
     if 2 * one.nbytes > head.images.nbytes or one[0].nbytes * len(dataset) > _LARGEST:
         return None  # no smaller than the pictures, or too large for a disk to be handed unasked
-    key = _key(dataset, prints, field)
+    key = _key(dataset, prints, field, one, {role: settings_of(generator.parts[role]) for role in prints})
     path = folder / f"{key}.safetensors"
 
     def fill() -> None:
@@ -132,8 +134,16 @@ def _compact(x: Tensor, bound: int) -> Tensor:
     return x.to(torch.int16 if bound <= 1 << 15 else torch.int32 if bound <= 1 << 31 else torch.int64)
 
 
-def _key(dataset: Dataset, prints: Mapping[str, str], field: str) -> str:
-    said = json.dumps([dataset.fingerprint, sorted(prints.items()), field])
+def settings_of(part: Any) -> dict[str, Any] | None:
+    """Return a part's config as plain data, None where it has none; how it is trained is none of it."""
+    settings = plain(getattr(part, "config", None))
+    return {k: x for k, x in settings.items() if k != "train"} if isinstance(settings, dict) else None
+
+
+def _key(dataset: Dataset, prints: Mapping[str, str], field: str, rows: Tensor, settings: Mapping[str, Any]) -> str:
+    """Return what a store is called; the shape of a row says at which size a stage works."""
+    shape = [list(rows.shape[1:]), str(rows.dtype)]
+    said = json.dumps([dataset.fingerprint, prints, field, shape, settings], sort_keys=True, default=str)
     return hashlib.sha256(said.encode()).hexdigest()[:32]
 
 

@@ -83,9 +83,7 @@ def test_the_papers_have_attention_at_the_coarsest_level_alone(variant, crossed)
 
 def test_four_levels_take_256_to_16_and_any_multiple_of_16():
     """Check 4 and 9: the network for 1024 px, with few channels; it has no size of its own."""
-    config = evolve(
-        variants.imagen_sr_1024(), widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1), groups=4, text_width=8
-    )
+    config = evolve(variants.imagen_sr_1024(), widths=(8, 8, 8, 8), blocks=(1, 1, 1, 1), groups=4, text_width=8)
     assert config.factor == 16
     model = efficient_unet(config)
     sides = []

@@ -31,9 +31,7 @@ def test_sizes_are_the_published_ones():
 
 def test_attention_is_at_32_16_and_8_px():
     """Check 4: the levels' sides and where attention is, of 64 px; the network itself, with few channels."""
-    config = evolve(
-        variants.imagen_base_64(), width=16, head_width=16, groups=8, text_width=8, text_channels=None
-    )
+    config = evolve(variants.imagen_base_64(), width=16, head_width=16, groups=8, text_width=8, text_channels=None)
     model = unet(config)
     seen = []
     for module in model.modules():

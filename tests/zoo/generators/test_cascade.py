@@ -9,7 +9,7 @@ from cascade_fakes import Copier, system
 
 import zoo
 from zoo.diffusion.config import Diffusing
-from zoo.errors import ConfigError, PartMismatch
+from zoo.errors import ConfigError, NotReady, PartMismatch
 from zoo.generators.enlarging import changed, cropped
 from zoo.generators.given import Given
 from zoo.interfaces import Cond
@@ -166,3 +166,50 @@ def test_guidance_needs_a_null_condition():
         part.config = attrs.evolve(part.config, cond_drop=0.0)
     with pytest.raises(ConfigError, match="cond_drop"):
         g.generate([None], guidance=3.0)
+
+
+def test_a_stage_that_reads_nothing_stands_beside_one_that_reads():
+    g = system(sr32=Copier("text"))
+    assert (g.asks, g.stages["base"]) == ("caption", ("base",))
+    assert g.stages["sr32"] == ("tokenizer", "sr32")
+    g.generate(["a red circle"], seed=0)
+    assert g.parts["sr32"].asked[0]["cond"].text is not None
+    assert g.config.together() == {}  # nobody would teach the text encoder anything
+
+
+def test_what_is_given_must_make_sense():
+    x = torch.zeros(2, 3, 32, 32)
+    for wrong, said in (
+        ({"images": x}, "need a strength"),
+        ({"mask": x[:, :1], "low": x}, "there are none"),
+        ({}, "one of them"),
+        ({"images": x, "strength": 0.5, "low": x}, "one of them"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            Given(**wrong)
+    g = system()
+    with pytest.raises(ConfigError, match="images has 2 rows for 3 prompts"):
+        g.generate([None] * 3, given=Given(images=x, strength=0.5))
+
+
+def test_stages_are_shown_of_one_picture_for_all_prompts_and_whatever_the_chunk():
+    g = system()
+    given = Given(images=pictures(1), strength=0.5)
+    one, two = (g.stage_pictures([None] * 3, given=given, chunk=chunk) for chunk in (1, 3))
+    assert one["base"].shape == (3, 3, 16, 16)
+    for role in one:
+        torch.testing.assert_close(one[role], two[role])
+
+
+def test_a_stage_is_judged_on_whole_pictures():
+    g = system(sr32=Copier(crop=8)).eval()
+    g.loss("sr32", g.encode("sr32", Pictures(32).read(range(ROWS))), step=0, rng=Rng(0, range(ROWS)))
+    assert g.parts["sr32"].asked[-1]["z"].shape == (ROWS, 3, 32, 32)
+
+
+def test_enlarging_needs_only_the_stages_that_do_it():
+    g = zoo.build("imagen-tiny", parts={"base": Copier(), "sr32": Copier()})
+    g._ready["base"] = False
+    g.generate([None], given=Given(low=smaller(pictures(1), 16)))
+    with pytest.raises(NotReady, match="base"):
+        g.generate([None])
