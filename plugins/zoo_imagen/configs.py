@@ -122,7 +122,7 @@ class UNet:
 
     @property
     def time_width(self) -> int:
-        """Width of the embedding of time and caption [3]; in [1] and [2] four times the width, the same at [1]'s mults."""
+        """Width of the embedding of time and caption [3]; 4 times the width in [1] and [2], the same at [1]'s mults."""
         return max(self.widths)
 
     @property

@@ -104,7 +104,8 @@ class Denoiser(nn.Module):
         """
         if batch.z is None:
             raise PartMismatch("Imagen's denoiser trains on pictures or latents `z`, and this batch has none")
-        cond = dropped(cond, self.config.cond_drop, rng, batch.z.device)
+        if self.training:  # judged with its condition
+            cond = dropped(cond, self.config.cond_drop, rng, batch.z.device)
         return losses.denoising(self, batch.z, cond, rng=rng, weighting=self.config.weighting)
 
     def _predict(self, z: Tensor, logsnr: Tensor, fixed: Condition) -> Prediction:

@@ -11,7 +11,7 @@ from zoo.parts import Ref
 from zoo.systems import Cascade, StageSampling
 
 FEW = Diffusing(sampler="dpm++", steps=20, guidance=3.0)
-"""Of laptop stages; README.md says what it was chosen by."""
+"""Of laptop stages: a first choice, see README.md."""
 
 
 def imagen() -> Cascade:

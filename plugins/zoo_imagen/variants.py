@@ -2,6 +2,7 @@
 
 [1] C. Saharia et al.: Photorealistic text-to-image diffusion models with deep language understanding. arXiv:2205.11487
 [2] github.com/deep-floyd/IF
+[3] github.com/NVIDIA/NeMo, examples/multimodal/text_to_image/imagen/conf/base64-2b.yaml
 """
 
 from typing import Any
@@ -14,8 +15,9 @@ from zoo_imagen.configs import EfficientUNet, UNet
 
 PIXELS: dict[str, Any] = {"channels": 3, "bounded": True}
 T5_XXL: dict[str, Any] = {"text_width": 4096, "text_length": 128}
-"""What the paper's captions are. Their length is nowhere stated; what works best with the published encoder."""
-LAPTOP: dict[str, Any] = {"text_width": 96, "text_length": 20, "pool_heads": 4}
+"""What the paper's captions are. Their length is nowhere stated; 128 is NeMo's number [3]."""
+LAPTOP: dict[str, Any] = {"text_width": 96, "text_length": 20, "pool_heads": 4, "prediction": "v"}
+"""What laptop stages share. They predict v: README.md says why."""
 
 
 def _recipe(**more: Any) -> Recipe:
@@ -32,7 +34,10 @@ def _recipe(**more: Any) -> Recipe:
 
 
 def imagen_base_64() -> UNet:
-    """Return the paper's base model [1] appendix F: 64 px, "2B" parameters."""
+    """Return the paper's base model [1] appendix F: 64 px, "2B" parameters.
+
+    The width at which attention reads captions is nowhere stated; 2048 is NeMo's `cond_dim` [3].
+    """
     return UNet(text_channels=2048, size=(64, 64), train=_recipe(), **PIXELS, **T5_XXL)
 
 

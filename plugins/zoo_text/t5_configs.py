@@ -5,6 +5,7 @@
 [2] github.com/google-research/text-to-text-transfer-transformer, released_checkpoints.md: version 1.1
 [3] transformers, models/t5/configuration_t5.py, and the config.json of the published weights
 [4] C. Saharia et al.: Photorealistic Text-to-Image Diffusion Models. arXiv:2205.11487
+[5] github.com/NVIDIA/NeMo, examples/multimodal/text_to_image/imagen/conf/base64-2b.yaml
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from zoo_text import t5_cost
 
 _positive: Any = v.ge(1)
 PIECES, TOKENS = 32_100, 128
-"""Pieces of the published vocabulary, and tokens of a caption, which Imagen's paper [4] leaves open: NeMo's number."""
+"""Pieces of the published vocabulary; tokens of a caption, which Imagen's paper [4] leaves open: NeMo's number [5]."""
 
 
 @attrs.frozen(kw_only=True)

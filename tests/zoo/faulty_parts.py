@@ -1,5 +1,6 @@
 """Right parts of each kind, and the same with one fault each, for the conformance kit to find."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -218,6 +219,14 @@ class MadeByItsParent(Bigram):
         super().__init__(config)
         self.layer = nn.Linear(2, 2)
         self.layer.gain = nn.Parameter(torch.ones(2))
+
+
+class Copied(Bigram):
+    """Has a copy of a layer, which no constructor made."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.layer = copy.deepcopy(nn.Linear(2, 2))
 
 
 class HiddenState(Bigram):

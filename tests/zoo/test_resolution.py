@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +13,8 @@ from zoo.config import without_none
 from zoo.errors import ConfigError, PartMismatch, UnknownName, ZooError
 from zoo.parts import Facts, Recipe
 from zoo.plugins import Plugins
-from zoo.resolution import bind, dump, is_run, resolve_tree, undump
+from zoo.resolution import bind, dump, is_run, node_of, resolve_tree, undump
+from zoo.runs import RunFolder
 
 NAME = "dalle-tiny"
 
@@ -39,6 +41,30 @@ def test_parts_are_replaced_before_fields_are_set_whatever_the_order() -> None:
     assert config.codebook.n_hid == zoo.resolve("dvae").n_hid
     assert config.prior.vocab_size == config.codebook.vocab_size == 64
     assert config.prior.depth == 2
+
+
+@pytest.mark.parametrize("order", [("tokenizer", "text_encoder"), ("text_encoder", "tokenizer")])
+def test_parts_that_were_not_there_are_bound_in_one_order(order: tuple[str, str]) -> None:
+    cards = {"tokenizer": "bpe-tiny", "text_encoder": "t5-tiny"}
+    root = node_of("imagen-tiny")
+    for role in cards:
+        del root.children[role]
+    for role in order:
+        root.children[role] = node_of(cards[role])
+    config = bind(root)
+    tokenizer = config.tokenizer.config
+    assert (tokenizer.vocab_size, tokenizer.length) == (384, 32)
+    assert (config.text_encoder.config.text_vocab, config.base.config.text_length) == (384, 32)
+    assert config.base.config.text_width == config.text_encoder.config.facts(32).width
+
+
+def test_overrides_in_any_order_are_one_config(tmp_path: Path) -> None:
+    bare = ["tokenizer=none", "text_encoder=none", "base.reads=nothing", "sr32.reads=nothing"]
+    node, config = resolve_tree("imagen-tiny", bare)
+    RunFolder.create(tmp_path / "r", node, config, seed=0, data="shapes")
+    back = ["base.reads=text", "sr32.reads=text", "tokenizer=bpe-tiny", "text_encoder=t5-tiny"]
+    one, two = (zoo.resolve(str(tmp_path / "r"), overrides) for overrides in (back, back[::-1]))
+    assert one == two == zoo.resolve("imagen-tiny", back)
 
 
 def test_the_picture_size_reaches_every_part() -> None:

@@ -222,6 +222,22 @@ def test_a_part_trained_on_another_part_is_refused_with_the_command(tmp_path: Pa
         zoo.load(str(run.path))
 
 
+def test_a_part_without_a_stage_names_the_stage_that_trains_it(tmp_path: Path) -> None:
+    run, built = make(tmp_path / "r", name="imagen-tiny")
+    files = {role: run.save_part(role, built.parts[role]) for role in ("text_encoder", "base")}
+    with pytest.raises(BadRun) as error:
+        make(tmp_path / "r", name="imagen-tiny", overrides=("text_encoder.depth=3",))
+    assert f"delete {files['text_encoder']} and {files['base']} to train it again" in str(error.value)
+    run.save_part("text_encoder", built.parts["text_encoder"], trained_on={"tokenizer": "0" * 64})
+    with pytest.raises(BadRun) as error:
+        zoo.load(str(run.path))
+    again = f"rm {files['text_encoder']} {files['base']} && python scripts/train.py --model {run.path} --part base"
+    assert str(error.value).endswith(again)
+    files["base"].unlink()
+    with pytest.raises(BadRun, match=rf"rm {files['text_encoder']} && .* --part base$"):
+        zoo.load(str(run.path))
+
+
 def test_a_finished_file_says_what_it_is(tmp_path: Path) -> None:
     from zoo.weights import read_metadata
 

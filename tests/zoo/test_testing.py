@@ -12,6 +12,7 @@ from faulty_parts import (
     Bigram,
     Book,
     Config,
+    Copied,
     Denoiser,
     Flipped,
     ForgetsPrefix,
@@ -49,7 +50,18 @@ from faulty_parts import (
 from torch import nn
 
 from zoo.errors import NotInstalled
-from zoo.testing import behaviours, cases, codebooks, conformance, denoisers, losses, modules, priors, tokenizers
+from zoo.testing import (
+    behaviours,
+    cases,
+    codebooks,
+    conformance,
+    denoisers,
+    generators,
+    losses,
+    modules,
+    priors,
+    tokenizers,
+)
 from zoo.testing.kit import Case, Pictures, close, global_random_state_kept, need
 
 
@@ -85,6 +97,7 @@ def test_a_right_part_passes_every_check() -> None:
         (Tied, modules.parameters_belong_to_one_module, "are one parameter"),
         (SetByItsParent, modules.parameters_are_set_where_they_are_made, "'layer.weight' is made or set after"),
         (MadeByItsParent, modules.parameters_are_set_where_they_are_made, "'layer.gain' is made or set after"),
+        (Copied, modules.parameters_are_set_where_they_are_made, "'layer.weight' is made or set after"),
         (HiddenState, modules.state_survives_saving, "some state is lost"),
         (MaskIsZero, priors.masked_codes_are_hidden, "read as code 0"),
     ],
@@ -137,6 +150,22 @@ def test_each_fault_of_a_denoiser_is_caught() -> None:
         check(case("denoiser", Denoiser, config))
     with pytest.raises(AssertionError, match="depends on the rows beside it"):
         denoisers.predictions_have_their_shape(case("denoiser", BatchNorm, config))
+
+
+def test_a_part_that_its_stage_does_not_move_is_caught() -> None:
+    from zoo.construct import construct
+    from zoo.resolution import resolve_tree
+
+    node, config = resolve_tree("imagen-tiny")
+
+    def detached(seed: int) -> Any:
+        system = construct(node, config, device="cpu", seed=seed)
+        encode = system.text_encoder.encode
+        system.text_encoder.encode = lambda ids, mask: encode(ids, mask).detach()
+        return system
+
+    with pytest.raises(AssertionError, match=r"stage 'base' says it trains \['text_encoder'\], and gives no gradient"):
+        generators.stages_train(Case("x", "generator", config, detached))
 
 
 def test_missing_members_are_named() -> None:

@@ -35,9 +35,10 @@ class Schedule:
     """How much noise there is at time t in [0, 1]: a continuous law, or a table of discrete steps."""
 
     kind: Literal["cosine", "linear", "edm", "cosine-1000", "cosine-4000", "linear-1000"] = "cosine"
-    """Continuous: "cosine", alpha^2 = cos^2((t + 0.008) / 1.008 pi/2) [1] [2]; "linear", log-SNR -log(exp(1e-4 +
-    10 t^2) - 1), a continuous form of a thousand betas from 1e-4 to 0.02 [9], where [1] names only those; "edm",
-    sigma/alpha from 0.002 to 80 with rho = 7 [5], for sampling. With a number, that many discrete steps: "cosine" with betas capped at 0.999 [2] [8], "linear" with betas from 1e-4 to 0.02 [3]."""
+    """Continuous: "cosine", alpha^2 = cos^2((t + 0.008) / 1.008 pi/2) [1] [2]; "linear", log-SNR -log(expm1(1e-4 +
+    10 t^2)) [9], nearly that of a thousand betas from 1e-4 to 0.02, which is all that [1] says; "edm", sigma/alpha from
+    0.002 to 80 with rho = 7 [5], for sampling. With a number, that many discrete steps: "cosine" with betas capped at
+    0.999 [2] [8], "linear" with betas from 1e-4 to 0.02 [3]."""
     shift: float = 0.0
     """Added to the log-SNR: 2 log(reference / size) makes pictures of side `size` as noisy as the law makes those of
     side `reference` [4] eq. (4)."""

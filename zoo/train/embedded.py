@@ -192,8 +192,8 @@ def open_embeddings(
 def _check(folder: Path, tokenizer: Any, maker: Maker, dataset: Dataset) -> None:
     if _noisy(tokenizer, list(itertools.islice(dataset.texts(), _LOOKED_AT))):
         raise ConfigError(
-            f"--embeddings {folder}: the {TOKENIZER} ('{maker.cards[TOKENIZER]}') reads a caption differently each time "
-            "in training (bpe_dropout), and what is embedded once never changes: leave --embeddings out"
+            f"--embeddings {folder}: the {TOKENIZER} ('{maker.cards[TOKENIZER]}') reads a caption differently each "
+            "time in training (bpe_dropout), and what is embedded once never changes: leave --embeddings out"
         )
     store = Embeddings.open(folder)
     store.check(maker, f"make one of these parts: zoo embed RUN --data {dataset.uri} --out FOLDER")

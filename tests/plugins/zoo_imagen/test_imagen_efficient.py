@@ -16,15 +16,19 @@ KINDS = ["self", "cross"]
 
 def test_skips_are_scaled_by_exactly_the_root_of_a_half():
     assert SKIP_SCALE == 2**-0.5
-    model = build(SMALL["self"])
-    net, fed = model.net, {}
-    net.input.register_forward_hook(lambda m, x, y: fed.update(skip=y))
-    net.grow[-1].register_forward_hook(lambda m, x, y: fed.update(last=y))
-    net.norm.register_forward_pre_hook(lambda m, x: fed.update(sum=x[0]))
+    model = build(evolve(SMALL["self"], widths=(8, 8, 16), blocks=(1, 1, 1), attention=("none", "none", "self")))
+    net, skips, grown, sums = model.net, [], [], []
+    for shrink in net.shrink:
+        shrink.register_forward_pre_hook(lambda m, x: skips.append(x[0]))
+    for grow, after in zip(net.grow, (*net.up[1:], net.norm), strict=True):
+        grow.register_forward_hook(lambda m, x, y: grown.append(y))
+        after.register_forward_pre_hook(lambda m, x: sums.append(x[0]))
     z, logsnr, cond = asked(SMALL["self"])
     with torch.no_grad():
         model.predict(z, logsnr, cond)
-    assert torch.allclose(fed["sum"], fed["last"] + 2**-0.5 * fed["skip"], rtol=0, atol=1e-14)
+    assert len(sums) == 3
+    for total, last, skip in zip(sums, grown, reversed(skips), strict=True):
+        assert torch.allclose(total, last + 2**-0.5 * skip, rtol=0, atol=1e-14)
 
 
 def net_of(z, logsnr, cond, name="self"):

@@ -243,7 +243,35 @@ def test_the_less_noise_the_more_is_left_of_the_start(exact: Make) -> None:
     table = exact(schedule=Schedule(kind="linear-1000"))
     draw(table, Cond(), SHAPE, how(steps=20), Rng(0, range(64)), start=(z0, 0.3))
     steps = (table.schedule.time(torch.stack([logsnr[0] for _, logsnr in table.asked])) * 1000).round()
-    assert steps.tolist() == [263, 210, 158, 105, 53, 0]
+    assert steps.tolist() == [315, 263, 210, 158, 105, 53, 0]
+
+
+@pytest.mark.parametrize(
+    ("strength", "steps"),
+    [
+        (1e-6, [250, 0]),
+        (0.25, [250, 0]),
+        (0.251, [500, 250, 0]),
+        (0.9, [999, 749, 500, 250, 0]),
+        (1.0, [999, 749, 500, 250, 0]),
+    ],
+)
+def test_a_table_is_entered_at_the_lowest_visited_step_that_is_not_below(strength: float, steps: list[int]) -> None:
+    table = Schedule(kind="cosine-1000")
+    found = table.time(torch.tensor(levels(table, how(steps=5), strength), dtype=torch.float64))
+    assert (found * 1000).round().long().tolist() == steps
+
+
+def test_a_visited_step_is_entered_itself_whatever_its_time_rounds_to() -> None:
+    """0.07 * 1000 is 70.00000000000001."""
+    table = Schedule(kind="linear-1000")
+    found = [float(table.time(torch.tensor(levels(table, how(steps=1000), k / 1000)[0]))) for k in (7, 70, 570, 999)]
+    assert found == pytest.approx([0.007, 0.07, 0.57, 0.999])
+
+
+def test_a_spacing_that_ends_below_the_time_is_entered_at_its_end() -> None:
+    found = levels(Schedule(kind="cosine-1000"), how(spacing="2,1"), 0.8)
+    assert found == levels(Schedule(kind="cosine-1000"), how(spacing="2,1"))
 
 
 def test_double_precision_is_kept(exact: Make) -> None:

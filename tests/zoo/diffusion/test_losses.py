@@ -1,6 +1,7 @@
 """Losses against hand computed ones, in double precision, and the variational term against integrals."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -190,18 +191,57 @@ def test_a_variance_is_taught_and_the_mean_is_left_alone(kind: str) -> None:
     assert not found["vlb"].requires_grad
 
 
-def test_a_continuous_schedule_is_divided_into_a_thousand_steps() -> None:
-    """The term of a continuous law is that of the table of the same law, on the same steps."""
-    law, rng = Schedule(), Rng(0, range(500))
-    at = losses.levels(law, rng)
-    u = rng = Rng(0, range(500)).uniform().double()
+@pytest.mark.parametrize("kind", ["cosine-1000", "cosine-4000", "linear-1000"])
+def test_the_bound_counts_all_steps_of_a_table(kind: str) -> None:
+    """0.001 of a sum over N steps, of which one is drawn; Nichol and Dhariwal, section 3.4."""
+    x, rng = picture(), Rng(2, range(ROWS))
+    schedule = Schedule(kind=kind)  # type: ignore[arg-type]
+    without, found = (losses.denoising(Net("eps", schedule, v), x, Cond(), rng=rng) for v in (None, 0.2))
+    assert schedule.steps is not None
+    whole = schedule.steps * found["vlb"].item()
+    assert found["loss"].item() - without["loss"].item() == pytest.approx(0.001 * whole, rel=1e-5)
+
+
+class Law:
+    """The cosine law that the tables are cut from: kept signal over that at time 0."""
+
+    steps = None
+
+    def logsnr(self, t: Tensor) -> Tensor:
+        kept = [torch.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2 for u in (t, torch.zeros_like(t))]
+        return torch.log(kept[0] / (kept[1] - kept[0]))
+
+
+@pytest.mark.parametrize("law", [Law(), Schedule()])
+def test_the_term_of_a_law_is_that_of_its_table(law: Any) -> None:
+    """At u = (k + 1) / 1000, the lowest step included; but for the last one's beta, which the table caps."""
+    k = torch.arange(999)
+    u = (k.double() + 1) / losses.PIECES
+    own = losses.levels(law, SimpleNamespace(uniform=lambda device: u))  # type: ignore[arg-type]
+    table = at_steps(Schedule(kind="cosine-1000"), k)
+    assert torch.equal(own.lowest, table.lowest)
+    assert int(own.lowest.sum()) == 1
+    x = torch.full((999, 1, 1, 1), 0.4, dtype=torch.float64)
+    for error, between in ((0.01, 0.3), (0.1, -1.0)):
+        bits = [variational.bits(x, x - error, torch.full_like(x, between), at) for at in (own, table)]
+        if isinstance(law, Law):
+            assert torch.allclose(*bits, rtol=1e-6, atol=0)
+        else:  # the law keeps 1.6e-4 of noise at time 0
+            assert torch.allclose(*(each[100:] for each in bits), rtol=0.02, atol=0)
+            assert bits[0].isfinite().all()
+
+
+def test_a_law_is_divided_into_a_thousand_steps_wherever_they_begin() -> None:
+    law = Schedule()
+    at = losses.levels(law, Rng(0, range(5000)))
+    u = Rng(0, range(5000)).uniform().double()
     assert torch.allclose(at.logsnr, law.logsnr(u))
-    assert torch.equal(at.lowest, u < 1e-3)
+    assert torch.equal(at.lowest, u <= 1e-3)
+    assert at.lowest.any()
     inside = ~at.lowest
     assert torch.equal(at.upper[inside], at.logsnr[inside])
     assert torch.allclose(at.lower[inside], law.logsnr(u - 1e-3)[inside])
-    x = torch.full((500, 1, 1, 1), 0.4, dtype=torch.float64)
-    assert variational.bits(x, x - 0.1, torch.zeros_like(x), at).isfinite().all()
+    assert torch.allclose(at.upper[at.lowest], law.logsnr(torch.tensor(2e-3, dtype=torch.float64)))
 
 
 def test_where_a_clamp_makes_two_levels_one_there_is_nothing_to_learn() -> None:

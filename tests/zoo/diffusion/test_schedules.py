@@ -30,7 +30,8 @@ def test_cosine_at_the_middle_and_the_ends() -> None:
     assert float(Schedule().logsnr(torch.ones(1))) == -20
 
 
-def test_linear_is_the_printed_law() -> None:
+def test_linear_is_imagen_pytorchs_law() -> None:
+    """Its `beta_linear_log_snr`; Imagen's paper prints betas and no law."""
     t = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
     expected = [-math.log(math.exp(1e-4 + 10 * x * x) - 1) for x in (0.0, 0.3, 1.0)]
     assert Schedule(kind="linear").logsnr(t).tolist() == pytest.approx(expected, rel=1e-9)
@@ -68,7 +69,7 @@ def test_tables_are_products_of_betas(name: str) -> None:
 
 def test_continuous_laws_are_the_limits_of_the_tables() -> None:
     t = torch.linspace(0.2, 0.9, 50, dtype=torch.float64)
-    for name, apart in (("cosine", 0.02), ("linear", 0.12)):  # Imagen's linear law rounds the sum of the betas
+    for name, apart in (("cosine", 0.02), ("linear", 0.12)):  # imagen-pytorch's linear law rounds the sum of the betas
         fine, law = Schedule(kind=f"{name}-1000"), Schedule(kind=name)  # type: ignore[arg-type]
         assert float((fine.logsnr(t) - law.logsnr(t + 1e-3)).abs().max()) < apart
 

@@ -1,11 +1,13 @@
 """Ways of sampling on the same captions and seeds: what cells hold, what is kept, and intervals."""
 
 import warnings
+from types import SimpleNamespace
 
 import attrs
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import zoo
 from zoo.data.shapes import open_shapes
@@ -16,7 +18,8 @@ from zoo.evaluate.features import pixels
 from zoo.evaluate.frechet import frechet
 from zoo.evaluate.intervals import paired, wilson
 from zoo.evaluate.judge import judge_of
-from zoo.evaluate.sweep import draw_cells, guidances, shown
+from zoo.evaluate.pictures import Seen
+from zoo.evaluate.sweep import _View, draw_cells, guidances, shown
 from zoo.evaluate.sweep_report import lines, names_of, report_of
 from zoo.nn.resize import smaller
 from zoo.train.options import main as train
@@ -116,6 +119,20 @@ def test_the_judge_can_tell_true_pictures_of_a_small_stage():
     assert torch.equal(shown(32, batch.images), batch.images)
 
 
+def test_real_pictures_are_judged_for_the_systems_that_read_captions(sweep, monkeypatch):
+    def looked(system, source, ask, progress, real):
+        good = {key: np.concatenate(found) for key, found in real.tally.verdicts.items()}
+        return Seen(6, real.reference, real.apart, good, {}, torch.zeros(0), ())
+
+    monkeypatch.setattr("zoo.evaluate.sweep.look", looked)
+    view, said = _View(sweep), {}
+    for asks in ("nothing", "caption"):
+        config = SimpleNamespace(image_size=32, sampling=SimpleNamespace(guidance=1.0))
+        system = SimpleNamespace(asks=asks, SETTINGS=(), device="cpu", config=config, parts={}, reranker=None)
+        said[asks] = view(system, "validation", Way(), Bar, "")["real"]["accuracy"]
+    assert said == {"nothing": None, "caption": 1.0}
+
+
 def test_a_stage_needs_none_after_it(run):
     system = zoo.load(run)
     whole = system.stage_pictures(["a red circle"], seed=1)
@@ -192,6 +209,25 @@ def test_a_run_is_told_by_its_weights(run, tmp_path):
     assert fingerprint(str(copy)) != fingerprint(run)
 
 
+def test_data_that_has_changed_is_another_cell(tmp_path):
+    for i in range(3):
+        Image.new("RGB", (32, 32), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    asked = {"runs": {"x": "1"}, "data": f"folder:{tmp_path}", "splits": ("train",)}
+    cells = []
+    for text in ("", "now with a caption"):
+        if text:
+            (tmp_path / "1.txt").write_text(text)
+            (tmp_path / "0.txt").write_text(text)
+            (tmp_path / "2.txt").write_text(text)
+        sweep = Sweep(**asked)
+        cells.append(identity(sweep, *sweep.places[0]))
+        assert identity(Sweep(**asked), *sweep.places[0]) == cells[-1]
+    kept = Kept(tmp_path / "kept.json")
+    kept.add({"of": cells[0]})
+    assert kept.get(cells[0]) is not None
+    assert kept.get(cells[1]) is None
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"format": 1}', '{"format": 0, "cells": []}'])
 def test_a_file_of_something_else_is_left_alone(tmp_path, text):
     (tmp_path / "kept.json").write_text(text)
@@ -234,6 +270,15 @@ def test_differences_are_to_the_first_way_of_the_same_run(tmp_path):
     text = lines(report)
     assert text[2].split()[:6] == ["a", "own", "2", "validation", "75.0%", "40.9"]
     assert "real pictures in their place: accuracy 100.0%, distance 0.01" in "\n".join(text)
+
+
+def test_where_no_caption_differs_there_is_no_interval(tmp_path):
+    report = report_of(*made_up(tmp_path, FOUR | {("x/a", 2.0): FOUR["x/a", 1.0]}))
+    assert report["rows"][1]["difference"]["interval"] is None
+    text = lines(report)
+    assert text[2].endswith("+0.0          no caption differs  +0 -0")
+    assert "+0.0 to +0.0" not in "\n".join(text)
+    assert " to " in text[4].partition("+12.5")[2]
 
 
 def test_without_a_judge_there_are_distances(tmp_path):

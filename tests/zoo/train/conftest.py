@@ -40,3 +40,12 @@ def whole(base, tmp_path_factory):
     """A prior trained from there without a stop."""
     with one_thread():
         return Path(go(tmp_path_factory.mktemp("whole") / "run", part="prior", init=str(base)).path)
+
+
+@pytest.fixture(scope="session")
+def cascade(tmp_path_factory):
+    """A cascade whose text encoder was trained with the base; the stage above has read it frozen, from a store."""
+    folder = tmp_path_factory.mktemp("cascade") / "run"
+    with one_thread():
+        go(folder, model="imagen-tiny", steps=12)
+    return folder

@@ -7,12 +7,12 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from short_runs import go, saved
+from short_runs import go, interrupted, saved
 from torch import nn
 from train_fakes import FakeData
 
 from zoo.cli import main
-from zoo.errors import BadData, BadWeights, ConfigError
+from zoo.errors import BadData, BadRun, BadWeights, ConfigError
 from zoo.interfaces import Batch
 from zoo.rng import Rng
 from zoo.train import embedded
@@ -243,6 +243,17 @@ def test_other_captions_are_found_before_training(tmp_path):
         opened(tmp_path / "store", given=tmp_path / "e")
 
 
+def test_a_tokenizer_that_is_noisy_in_training_is_refused(tmp_path):
+    data, system = Captioned(), System()
+    made(tmp_path / "e", data.said)
+    system.parts["tokenizer"].noisy = True
+    with pytest.raises(
+        ConfigError, match=r"\('fake-words'\) reads a caption differently each time.*leave --emb"
+    ) as error:
+        opened(tmp_path / "store", system, data, given=tmp_path / "e")
+    assert "\n" not in str(error.value)
+
+
 def test_it_is_made_once_and_shared_by_stages_of_other_sizes(tmp_path):
     first = opened(tmp_path)
     system = System()
@@ -308,14 +319,6 @@ def test_long_captions_are_told_of_once(tmp_path, recwarn):
 SMALL = {"model": "imagen-tiny", "steps": 12}
 
 
-@pytest.fixture(scope="module")
-def cascade(tmp_path_factory):
-    """A cascade whose text encoder was trained with the base; the stage above has read it frozen, from a store."""
-    folder = tmp_path_factory.mktemp("cascade") / "run"
-    go(folder, **SMALL)
-    return folder
-
-
 def losses(folder):
     return [row["loss"] for row in read_rows(folder / "metrics.jsonl") if row["part"] == "sr32"]
 
@@ -344,11 +347,22 @@ def test_embeddings_made_beforehand_are_read(cascade, tmp_path, capsys):
     go(tmp_path / "own", **more)
     assert all(torch.equal(x, saved(tmp_path / "own", "sr32")[k]) for k, x in saved(tmp_path / "run", "sr32").items())
 
-    with pytest.raises(BadData, match="was made by another text_encoder"):
+    with pytest.raises(ConfigError, match="'base' trains the text_encoder first, and its embeddings will be others"):
         go(tmp_path / "other", **SMALL, seed=1, embeddings=out)
     with pytest.raises(ConfigError, match="none of base reads a frozen text_encoder"):
-        go(tmp_path / "none", **SMALL, part="base", embeddings=out)
-    assert not (tmp_path / "none").exists()
+        go(tmp_path / "other", **SMALL, part="base", embeddings=out)
+    assert not (tmp_path / "other").exists()
+    go(tmp_path / "other", model="imagen-tiny", steps=1, part="base", seed=1)
+    with pytest.raises(BadData, match="was made by another text_encoder"):
+        go(tmp_path / "other", **SMALL, part="sr32", seed=1, embeddings=out)
+
+    few = {**more, "steps": 4}  # fewer samples than there are captions: without the folder they are encoded each time
+    interrupted(tmp_path / "few", 2, **few, embeddings=out)
+    with pytest.raises(
+        BadRun, match=r"was made with embeddings='t5-tiny [0-9a-f]{16}', not None; resume with the same"
+    ):
+        go(tmp_path / "few", **few, resume=True)
+    go(tmp_path / "few", **few, resume=True, embeddings=out)
 
 
 def embed_fails(capsys, *arguments):
@@ -358,10 +372,16 @@ def embed_fails(capsys, *arguments):
     return lines[0]
 
 
-def test_what_cannot_be_embedded_is_one_line(cascade, tmp_path, capsys):
+def test_what_cannot_be_embedded_is_one_line(cascade, tmp_path, capsys, monkeypatch):
     assert "is no system with a text_encoder" in embed_fails(capsys, "t5-tiny", "--out", tmp_path / "e")
     assert "'tokenizer' of 'imagen-tiny' has no weights" in embed_fails(capsys, "imagen-tiny", "--out", tmp_path / "e")
     half = ("imagen-tiny", "--set", f"tokenizer={cascade}", "--out", tmp_path / "e")
     assert "'text_encoder' of 'imagen-tiny' has no weights" in embed_fails(capsys, *half)
-    assert not (tmp_path / "e").exists()
     assert "has something in it" in embed_fails(capsys, cascade, "--out", cascade)
+    assert "--device foo: " in embed_fails(capsys, cascade, "--device", "foo", "--out", tmp_path / "e")
+    assert "holds no values" in embed_fails(capsys, cascade, "--device", "meta", "--out", tmp_path / "e")
+    monkeypatch.setattr("zoo.construct.free_memory", lambda device: 10)
+    said = embed_fails(capsys, cascade, "--out", tmp_path / "e")
+    needed = re.search(r"needs ([\d,]+) bytes of parameters and \S+ has 10 free", said)
+    assert 0 < int(needed[1].replace(",", "")) < sum(x.nbytes for x in saved(cascade, "base").values())
+    assert not (tmp_path / "e").exists()

@@ -6,6 +6,8 @@ import torch
 from train_fakes import FakeCodebook, FakeData, FakeSystem, job
 
 from zoo.parts import Recipe
+from zoo.registry import build_system
+from zoo.resolution import resolve_tree
 from zoo.rng import Rng
 from zoo.train.loop import train, update
 from zoo.train.store import open_store
@@ -48,6 +50,31 @@ def test_another_codebook_or_other_data_is_another_store(tmp_path):
     opened(tmp_path, FakeSystem(), FakeData(), prints={"codebook": "other"})
     opened(tmp_path, FakeSystem(), FakeData(60))
     assert len(list(tmp_path.glob("*.safetensors"))) == 3
+
+
+@attrs.frozen(kw_only=True)
+class Rounding:
+    up: bool = False
+    train: Recipe = attrs.field(factory=Recipe)
+
+
+def test_other_settings_of_a_frozen_part_are_another_store(tmp_path):
+    for settings in (Rounding(), Rounding(up=True), Rounding(train=Recipe(lr=0.5))):
+        system = FakeSystem()
+        system.parts["codebook"].config = settings
+        opened(tmp_path, system, FakeData())
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
+def test_another_size_of_latents_is_another_store(tmp_path):
+    bare = ["tokenizer=none", "text_encoder=none", "base.reads=nothing", "sr32.reads=nothing"]
+    for side in (16, 8, 16):
+        node, config = resolve_tree("imagen-tiny", [*bare, f"base_size={side}"])
+        system = build_system(node, config, seed=0, device="meta")
+        how = {"samples": 10**6, "device": "cpu"}
+        store = open_store(tmp_path, system, "base", FakeData(size=32), {"latent": "abc"}, **how)
+        assert store.read([3]).z.shape == (1, 3, side, side)
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
 
 def test_a_store_cut_short_by_a_kill_is_made_again(tmp_path):
