@@ -85,7 +85,9 @@ def stage_of(node: Node, config: Any, part: str | None = None, batch: int | None
         ConfigError: nothing of it is trained.
     """
     parts = {role: (child, bound) for role, child, bound in parts_of(node, config)}
-    trained = {role: at for role, at in parts.items() if "." not in role and _has_stage(*at)}
+    learning = {role: at for role, at in parts.items() if "." not in role and "train" in fields(type(at[1]))}
+    # In a system a text encoder has no stage of its own: it learns from what reads it.
+    trained = {role: at for role, at in learning.items() if len(parts) == 1 or at[0].interface != "text_encoder"}
     if part is not None and part not in parts:
         raise UnknownName(f"part of '{node.card}'", part, trained, f"one of {', '.join(trained)}")
     if not trained or (part is not None and part not in trained):
@@ -97,11 +99,6 @@ def stage_of(node: Node, config: Any, part: str | None = None, batch: int | None
     cost = _joined([cost_of(role, *parts[role], batch or recipe.batch) for role in roles])
     frozen = {role: x for role, x in _frozen(chosen, parts).items() if role not in roles}
     return Stage(part=chosen, recipe=recipe, cost=cost, frozen=frozen)
-
-
-def _has_stage(node: Node, config: Any) -> bool:
-    """Whether a part is trained by a stage of its own: a text encoder learns from what reads it."""
-    return "train" in fields(type(config)) and node.interface != "text_encoder"
 
 
 def _joined(costs: list[Cost]) -> Cost:
