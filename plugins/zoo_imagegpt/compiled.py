@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn.precision import wide
+from zoo.nn.rms import RmsNorm
 from zoo_imagegpt.decode import caches, start
-from zoo_imagegpt.layers import EPS, QUICK, Attention, Block, Mlp, Norm
+from zoo_imagegpt.layers import EPS, QUICK, Attention, Block, Mlp
 
 if TYPE_CHECKING:
     from zoo.interfaces import Cond
@@ -39,7 +40,7 @@ class Step(nn.Module):
         return self.head(normed(self.norm, x))
 
 
-def normed(norm: Norm, x: Tensor) -> Tensor:
+def normed(norm: RmsNorm, x: Tensor) -> Tensor:
     """Return what the norm returns, in words that the compiler makes one loop of."""
     y = wide(x)
     return (y * (y.square().mean(-1, keepdim=True) + EPS).rsqrt() * norm.weight).to(x)

@@ -16,22 +16,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn.precision import wide
+from zoo.nn.rms import RmsNorm
 from zoo.nn.rows import Product
-from zoo_imagegpt.layers import EPS, QUICK, Attention, Block, Mlp, Norm
+from zoo_imagegpt.layers import EPS, QUICK, Attention, Block, Mlp
 
 if TYPE_CHECKING:
     from zoo.interfaces import Cond
     from zoo_imagegpt.model import ImageGptPrior
 
 
-def folded(linear: nn.Linear, rows: int, norm: Norm | None = None, scale: float = 1.0) -> Product:
+def folded(linear: nn.Linear, rows: int, norm: RmsNorm | None = None, scale: float = 1.0) -> Product:
     """Return a product that includes a factor, and the gain of the norm before it."""
     weight = linear.weight if norm is None else linear.weight * norm.weight
     return Product(weight if scale == 1 else weight * scale, rows)
 
 
 def normed(x: Tensor, eps: Tensor) -> Tensor:
-    """Return [R,D] over its rows' root mean squares, as `Norm` without its gain, in fewer kernels than `F.rms_norm`."""
+    """Return [R,D] over its rows' root mean squares, as `RmsNorm` without its gain, in fewer kernels."""
     size = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=eps.dtype)
     return x * torch.addcmul(eps, size, size, value=1 / x.shape[1]).rsqrt_().to(x.dtype)
 

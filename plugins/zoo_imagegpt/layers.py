@@ -9,20 +9,20 @@ Letters: B rows, L positions, D width, H heads, E head width.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from zoo.nn.precision import full_precision
 from zoo.nn.residual import Residual
+from zoo.nn.rms import RmsNorm
 from zoo_imagegpt.configs import ImageGptPrior
 
 STD = 0.02
 STD_POSITION = 0.01
 EPS = 1e-5
+"""Of the norms: what the released code calls layer norm takes no mean away and has no bias [2]."""
 QUICK = 1.702
 """x * sigmoid(1.702 x), the activation [2], is silu(1.702 x) / 1.702, which keeps one tensor instead of two."""
 
@@ -56,42 +56,6 @@ class Embedding(nn.Embedding):
         return self(torch.arange(self.num_embeddings, device=self.weight.device))
 
 
-class RootMeanSquare(torch.autograd.Function):
-    """`F.rms_norm` for a CPU, where torch has no kernel of its own for it: four times faster in training than torch's
-    several, and it keeps the input and a number a row, where they keep the result before the gain too."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, gain: Tensor) -> Tensor:
-        rate = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(EPS).rsqrt_()
-        ctx.save_for_backward(x, rate, gain)
-        return (x * rate).mul_(gain)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
-        x, rate, gain = ctx.saved_tensors
-        product = (grad * x).flatten(0, -2)
-        gain_grad = rate.view(1, -1).mm(product).view_as(gain)
-        shrink = product.mv(gain).view_as(rate).mul_(rate**3).div_(x.shape[-1])
-        return (grad * gain).mul_(rate).addcmul_(x, shrink, value=-1), gain_grad
-
-
-class Norm(nn.Module):
-    """x / sqrt(mean(x²) + 1e-5) * gain: what the released code calls layer norm. In full precision."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return [...,D] in the gain's own precision."""
-        with full_precision(x):
-            x = x.to(self.weight.dtype)
-            if x.device.type == "cpu" and x.dtype.itemsize >= 4:  # a square may be too large for less
-                return RootMeanSquare.apply(x, self.weight)
-            return F.rms_norm(x, self.weight.shape, self.weight, EPS)
-
-
 class Head(nn.Linear):
     """The unembedding, not tied to the embedding, which begins as zero: the first loss is ln K. In full precision."""
 
@@ -112,7 +76,7 @@ class Attention(nn.Module):
         super().__init__()
         width = config.width
         self.heads, self.causal = config.heads, config.objective == "ar"
-        self.norm = Norm(width)
+        self.norm = RmsNorm(width, EPS)
         self.qkv = Linear(width, 3 * width, width**-0.5)
         self.out = Linear(width, width, (width * config.depth) ** -0.5)
 
@@ -131,7 +95,7 @@ class Mlp(nn.Module):
     def __init__(self, config: ImageGptPrior) -> None:
         super().__init__()
         hidden = config.mlp_ratio * config.width
-        self.norm = Norm(config.width)
+        self.norm = RmsNorm(config.width, EPS)
         self.up = Linear(config.width, hidden)
         self.down = Linear(hidden, config.width)
 

@@ -21,12 +21,13 @@ from zoo.interfaces import Batch, Cond, Losses
 from zoo.nn.cached import Drawing, dropped
 from zoo.nn.frozen import Frozen
 from zoo.nn.precision import full_precision
+from zoo.nn.rms import RmsNorm
 from zoo.parts import Facts
 from zoo.rng import Rng
 from zoo_imagegpt import configs
 from zoo_imagegpt.compiled import CompiledDecoder
 from zoo_imagegpt.decode import Decoder
-from zoo_imagegpt.layers import STD_POSITION, Attention, Block, Embedding, Head, Norm, Sink
+from zoo_imagegpt.layers import EPS, STD_POSITION, Attention, Block, Embedding, Head, Sink
 from zoo_imagegpt.masked import keep_mask, masked_mean
 
 
@@ -56,7 +57,7 @@ class ImageGptPrior(nn.Module):
         self.position = Embedding(config.length, config.width, STD_POSITION)
         self.start = Embedding(config.starts, config.width) if self.causal else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.norm = Norm(config.width)
+        self.norm = RmsNorm(config.width, EPS)
         self.head = Head(config.width, config.vocab_size)
         self.compiled = False
         """Whether `sample` compiles its step."""

@@ -10,7 +10,7 @@ from zoo.diffusion.config import Diffusing
 from zoo.parts import Ref
 from zoo.systems import Cascade, StageSampling
 
-FEW = Diffusing(sampler="dpm++", steps=20, guidance=3.0)
+FEW = Diffusing(sampler="dpm++", steps=20, guidance=3.0, threshold="static")
 """Of laptop stages: a first choice, see README.md."""
 
 

@@ -16,8 +16,15 @@ from zoo_imagen.configs import EfficientUNet, UNet
 PIXELS: dict[str, Any] = {"channels": 3, "bounded": True}
 T5_XXL: dict[str, Any] = {"text_width": 4096, "text_length": 128}
 """What the paper's captions are. Their length is nowhere stated; 128 is NeMo's number [3]."""
-LAPTOP: dict[str, Any] = {"text_width": 96, "text_length": 20, "pool_heads": 4, "prediction": "v"}
-"""What laptop stages share. They predict v: README.md says why."""
+LAPTOP: dict[str, Any] = {
+    "text_width": 96,
+    "text_length": 20,
+    "pool_heads": 4,
+    "prediction": "x0",
+    "weighting": "x0",
+    "groups": 4,
+}
+"""What laptop stages share. They predict the picture, and count its errors evenly: README.md says why."""
 
 
 def _recipe(**more: Any) -> Recipe:
@@ -89,14 +96,14 @@ def imagen_base() -> UNet:
     """Return the laptop-size base model, 16 px: attention at 8 and 4 px, some ten minutes on two CPU cores."""
     return UNet(
         width=32,
-        mults=(1, 2, 4),
+        mults=(1, 2, 2),
         blocks=1,
         attention=(2, 4),
         head_width=32,
-        groups=16,
+        schedule=Schedule(shift=-1.0),
         size=(16, 16),
         train=Recipe(
-            optimizer="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, clip=1.0, ema=0.995, batch=32, steps=2700
+            optimizer="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, clip=1.0, ema=0.995, batch=32, steps=4200
         ),
         **PIXELS,
         **LAPTOP,
@@ -105,10 +112,10 @@ def imagen_base() -> UNet:
 
 def imagen_base_tiny() -> UNet:
     """Return a base model for tests."""
-    tiny = {**LAPTOP, "text_width": 24, "text_length": 32, "pool_heads": 2}
+    tiny = {**LAPTOP, "text_width": 24, "text_length": 32, "pool_heads": 2, "groups": 8}
     recipe = Recipe(optimizer="adam", lr=1e-3, warmup=4, clip=1.0, batch=8, steps=40)
     return UNet(
-        width=16, mults=(1, 2), blocks=1, attention=(2,), head_width=16, groups=8, text_channels=16, size=(16, 16),
+        width=16, mults=(1, 2), blocks=1, attention=(2,), head_width=16, text_channels=16, size=(16, 16),
         train=recipe, **PIXELS, **tiny,
     )  # fmt: skip
 
@@ -116,14 +123,13 @@ def imagen_base_tiny() -> UNet:
 def imagen_sr32() -> EfficientUNet:
     """Return the laptop-size super-resolution model, 16 to 32 px; it reads captions as the paper's first one does."""
     return EfficientUNet(
-        widths=(32, 64, 96),
+        widths=(16, 32, 64),
         blocks=(1, 2, 2),
         attention=("none", "none", "self"),
         heads=4,
-        groups=16,
         size=(32, 32),
         low=16,
-        train=Recipe(optimizer="adam", lr=1e-3, warmup=50, clip=1.0, ema=0.99, batch=32, steps=1000),
+        train=Recipe(optimizer="adam", lr=3e-3, betas=(0.9, 0.99), warmup=50, clip=1.0, ema=0.99, batch=16, steps=2500),
         **PIXELS,
         **LAPTOP,
     )
@@ -133,12 +139,12 @@ def imagen_sr64() -> EfficientUNet:
     """Return the same for 32 to 64 px, which reads captions as the paper's second one does."""
     return evolve(
         imagen_sr32(),
-        widths=(24, 48, 64),
-        blocks=(1, 1, 2),
+        widths=(16, 32, 48),
+        blocks=(1, 1, 1),
         attention=("none", "none", "cross"),
-        groups=8,
         size=(64, 64),
         low=32,
+        train=Recipe(optimizer="adam", lr=3e-3, betas=(0.9, 0.99), warmup=50, clip=1.0, ema=0.99, batch=16, steps=1200),
     )
 
 

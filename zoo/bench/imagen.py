@@ -3,7 +3,8 @@
 All have one width, one number of residual blocks, one resolution, and attention at the same levels, with as many tokens
 of text; parameters and FLOPs of both are in the rows. In a sampling step what depends on the caption alone, less than
 a hundredth of the work, is made before the clock starts, as `draw` makes it; the peers make it in each step.
-`python -m zoo.bench.imagen paper NAME` times one forward pass of a card at full width, in bf16, of a small picture.
+`python -m zoo.bench.imagen paper NAME` times one forward pass of a card at full width, in bf16, of a small picture;
+`python -m zoo.bench.imagen whole NAME` draws a picture of the card's own size through the sampler, and says the memory.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from zoo.bench.imagen_peers import PEERS, ImagenPytorch, Size
 from zoo.bench.memory import resident
 from zoo.bench.timing import Row, alternate, matmul_peak
+from zoo.diffusion.config import Diffusing
 from zoo.diffusion.guidance import guided
+from zoo.diffusion.sampling import draw
 from zoo.interfaces import Batch, Cond
 from zoo.rng import Rng
 from zoo.specs import locate
@@ -191,12 +194,9 @@ def paper(name: str) -> str:
 
     start = time.perf_counter()
     denoiser: Any = zoo.build(name, device="cpu", dtype=torch.bfloat16)
-    built, c = time.perf_counter() - start, denoiser.config
-    side = 4 * c.factor
-    z = torch.randn(1, c.channels, side, side)
-    low = {"low": z.clone(), "low_level": torch.zeros(1)} if c.low else {}
-    text = torch.randn(1, c.text_length, c.text_width)
-    cond = Cond(text=text, text_mask=torch.ones(1, c.text_length, dtype=torch.bool), **low)
+    built, side = time.perf_counter() - start, 4 * denoiser.config.factor
+    z = torch.randn(1, denoiser.config.channels, side, side)
+    cond = _condition(denoiser.config, z.clone())
     start = time.perf_counter()
     with torch.inference_mode():
         mean = denoiser.predict(z, torch.zeros(1), cond).mean
@@ -205,7 +205,29 @@ def paper(name: str) -> str:
     return f"{name}: built in {built:.1f} s, predicted {shape} in {took:.1f} s, {sound}"
 
 
+def whole(name: str) -> str:
+    """Return what it takes to draw one picture of a card's own size with random weights, in bf16: two guided steps."""
+    import zoo
+
+    denoiser = stirred(zoo.build(name, device="cpu", dtype=torch.bfloat16)).eval()
+    shape = denoiser.config.channels, *denoiser.config.size
+    cond = _condition(denoiser.config, Rng(1, range(1)).normal(*shape).clamp(-1, 1))
+    before, start = resident("VmRSS"), time.perf_counter()
+    with torch.inference_mode():
+        z = draw(denoiser, cond, shape, Diffusing(sampler="ddim", steps=2, guidance=GUIDANCE), Rng(0, range(1)))
+    took, sound = time.perf_counter() - start, "finite" if z.isfinite().all() else "not finite"
+    weights, most = before / 2**30, resident("VmHWM") / 2**30
+    return f"{name}: drew {list(z.shape)} in {took:.0f} s, {sound}; {most:.1f} GiB at its peak, {weights:.1f} before"
+
+
+def _condition(config: Any, low: Tensor) -> Cond:
+    """Return a random caption of full length, and the picture of the stage below where a card has one."""
+    text = torch.randn(1, config.text_length, config.text_width)
+    mask = torch.ones(1, config.text_length, dtype=torch.bool)
+    return Cond(text=text, text_mask=mask, **({"low": low, "low_level": torch.zeros(1)} if config.low else {}))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(2)
     what, which, *rest = sys.argv[1:]
-    print(paper(which) if what == "paper" else peak(which, rest[0], int(rest[1])))
+    print({"paper": paper, "whole": whole}[what](which) if what != "peak" else peak(which, rest[0], int(rest[1])))

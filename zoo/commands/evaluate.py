@@ -3,36 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import click
 
-from zoo.errors import BadRun, ConfigError
+from zoo.commands.lists import amounts, whole_numbers
+from zoo.errors import BadRun
 from zoo.registry import load_system
 from zoo.resolution import is_run
-
-
-def numbers(text: str, what: str) -> tuple[int, ...]:
-    """Return "1,8" as (1, 8)."""
-    try:
-        found = tuple(int(item) for item in text.split(","))
-    except ValueError:
-        raise ConfigError(f"{what}: expected numbers such as 1,8, got '{text}'") from None
-    if min(found) < 1:
-        raise ConfigError(f"{what}: numbers start at 1, got '{text}'")
-    return found
-
-
-def radii(text: str) -> tuple[float, ...]:
-    """Return "0,1,2.5" as (0.0, 1.0, 2.5)."""
-    try:
-        found = tuple(dict.fromkeys(float(item) for item in text.split(",")))
-    except ValueError:
-        raise ConfigError(f"--blur: expected radii in pixels such as 0,1,2,4,8, got '{text}'") from None
-    if not all(0 <= radius < math.inf for radius in found):
-        raise ConfigError(f"--blur: radii are 0 or more, got '{text}'")
-    return found
 
 
 @click.command()
@@ -68,7 +46,8 @@ def evaluate(
     if not is_run(run):
         raise BadRun(f"'{run}' is not a run folder (no run.toml); train one: python scripts/train.py --model dalle")
     folder = RunFolder(run)
-    counts, blurs = numbers(candidates, "--candidates"), radii(blur) if blur else ()
+    counts = whole_numbers(candidates, "--candidates", "1,8", 1)
+    blurs = amounts(blur, "--blur", "0,1,2,4,8") if blur else ()
     features = distances.split(",") if distances else []
     check_names(features)
     report = evaluate_run(

@@ -9,26 +9,10 @@ from typing import Any
 
 import click
 
+from zoo.commands.lists import whole_numbers
 from zoo.errors import ConfigError
 
 SOLVERS = ("lbfgs", "sgd")
-
-
-def numbers(text: str | None, what: str, least: int) -> tuple[int, ...]:
-    """Return "4,25" as (4, 25), in order and once each; None as ().
-
-    Raises:
-        ConfigError: it is no list of whole numbers from `least` up.
-    """
-    if text is None:
-        return ()
-    try:
-        found = tuple(sorted({int(item) for item in text.split(",")}))
-    except ValueError:
-        raise ConfigError(f"{what}: expected numbers such as 4,25, got '{text}'") from None
-    if found[0] < least:
-        raise ConfigError(f"{what}: numbers start at {least}, got '{text}'")
-    return found
 
 
 @click.command()
@@ -74,8 +58,9 @@ def probe(
     from zoo.probing import results
     from zoo.probing.probe import Ask
 
-    asked = None if layers == "all" else numbers(layers, "--layers", 0)
-    ask = Ask(layers=asked, labels_per_class=numbers(few, "--labels-per-class", 1), **how)
+    asked = None if layers == "all" else tuple(sorted(whole_numbers(layers, "--layers", "0,4,8", 0)))
+    labels = () if few is None else tuple(sorted(whole_numbers(few, "--labels-per-class", "4,25", 1)))
+    ask = Ask(layers=asked, labels_per_class=labels, **how)
     if comparing and checkpoints:
         raise ConfigError("--compare reads results and --checkpoints makes others; type one of the two")
     together = out or (Path("probe") if len(runs) > 1 else results.place(runs[0], "probe", data))

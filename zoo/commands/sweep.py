@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 import click
 
+from zoo.commands.lists import amounts
 from zoo.errors import ConfigError
-
-
-def strengths(text: str | None) -> tuple[float | None, ...]:
-    """Return "1,1.5" as (1.0, 1.5), and None, the run's own, as (None,)."""
-    if text is None:
-        return (None,)
-    try:
-        found = tuple(dict.fromkeys(float(item) for item in text.split(",")))
-    except ValueError:
-        raise ConfigError(f"--guidance: expected numbers such as 1,1.5,2,3, got '{text}'") from None
-    if not all(0 <= w < math.inf for w in found):
-        raise ConfigError(f"--guidance: numbers are 0 or more, got '{text}'")
-    return found
 
 
 @click.command()
@@ -77,7 +64,7 @@ def sweep(
         data=data or RunFolder(runs[0]).data["data"],
         splits=tuple(dict.fromkeys(split.split(","))),
         changes=tuple(dict.fromkeys(tuple(text.split()) for text in changes)) or ((),),
-        guidances=strengths(guidance),
+        guidances=(None,) if guidance is None else amounts(guidance, "--guidance", "1,1.5,2,3"),
         captions=captions,
         feature=distance,
         stage=stage,

@@ -129,7 +129,7 @@ def test_what_is_wrong_gets_one_line_and_code_2(made, capsys):
     run = top / "ar"
     assert "layers 0 to 2" in fails(capsys, "probe", run, "--data", data, "--layers", "9")
     assert "expected numbers such as" in fails(capsys, "probe", run, "--data", data, "--layers", "first")
-    assert "expected numbers such as 4,25, got ''" in fails(capsys, "probe", run, "--data", data, "--layers", "")
+    assert "expected numbers such as 0,4,8, got ''" in fails(capsys, "probe", run, "--data", data, "--layers", "")
     assert "pictures to draw from" in fails(capsys, "probe", run, "--data", data, "--labels-per-class", "99")
     assert "no results on 'shapes' yet" in fails(capsys, "probe", run, "--data", "shapes", "--compare")
     assert "one of the two" in fails(capsys, "probe", run, "--data", data, "--compare", "--checkpoints")
