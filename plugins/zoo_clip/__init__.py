@@ -9,7 +9,7 @@ from zoo.hookspecs import hookimpl
 from zoo.specs import ModelSpec
 
 ZOO_API = 1
-TEXT = ("clip-text-tiny", "clip-vit-b32-text", "clip-vit-l14-text")
+TEXT = ("clip-text", "clip-text-tiny", "clip-vit-b32-text", "clip-vit-l14-text")
 
 
 @hookimpl

@@ -35,8 +35,9 @@ class ClipText(nn.Module):
             raise ConfigError("text_vocab, text_length: CLIP's text tower needs its tokenizer's sizes")
         self.config = config
         self.width = config.width
-        self.tokens = Embedding(config.text_vocab, config.width)
-        self.position = nn.Parameter(torch.empty(config.text_length, config.width).normal_(std=0.01))
+        self.tokens = Embedding(config.text_vocab, config.width, config.token_std)
+        position = torch.empty(config.text_length, config.width).normal_(std=config.position_std)
+        self.position = nn.Parameter(position)
         self.blocks = tower_blocks(config.width, config.heads, config.layers - 1, config.activation, causal=True)
 
     def encode(self, ids: Tensor, mask: Tensor) -> Tensor:

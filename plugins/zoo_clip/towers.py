@@ -36,11 +36,11 @@ class Linear(nn.Linear):
 
 
 class Embedding(nn.Embedding):
-    """A table of learned rows from N(0, 0.02)."""
+    """A table of learned rows from N(0, std)."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, rows: int, width: int, std: float = 0.02) -> None:
         super().__init__(rows, width)
-        nn.init.normal_(self.weight, std=0.02)
+        nn.init.normal_(self.weight, std=std)
 
 
 class Attention(nn.Module):

@@ -11,7 +11,9 @@ from zoo.parts import Ref
 from zoo.systems import Cascade, StageSampling
 
 FEW = Diffusing(sampler="dpm++", steps=20, guidance=3.0, threshold="static")
-"""Of laptop stages: a first choice, see README.md."""
+"""Of the laptop's base: what README.md says."""
+ENLARGING = evolve(FEW, guidance=1.0, level=0.1)
+"""Of the laptop's other stages."""
 
 
 def imagen() -> Cascade:
@@ -20,12 +22,12 @@ def imagen() -> Cascade:
         image_size=64,
         base_size=16,
         tokenizer=Ref("bpe-shapes", "tokenizer"),
-        text_encoder=Ref("t5", "text_encoder"),
+        text_encoder=Ref("clip-text", "text_encoder"),
         train_text=True,
         base=Ref("imagen-base", "denoiser"),
         sr32=Ref("imagen-sr32", "denoiser"),
         sr64=Ref("imagen-sr64", "denoiser"),
-        sampling=StageSampling(base=FEW, sr32=evolve(FEW, guidance=1.0), sr64=evolve(FEW, guidance=1.0, steps=10)),
+        sampling=StageSampling(base=FEW, sr32=ENLARGING, sr64=evolve(ENLARGING, steps=10)),
     )
 
 

@@ -103,7 +103,7 @@ def imagen_base() -> UNet:
         schedule=Schedule(shift=-1.0),
         size=(16, 16),
         train=Recipe(
-            optimizer="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, clip=1.0, ema=0.995, batch=32, steps=4200
+            optimizer="adam", lr=2e-3, betas=(0.9, 0.99), warmup=100, clip=1.0, ema=0.995, batch=32, steps=4700
         ),
         **PIXELS,
         **LAPTOP,
