@@ -54,6 +54,13 @@ def peer(activation="quick_gelu", dtype=torch.float32, layers=3):
     return stirred(transformers.CLIPTextModel(transformers.CLIPTextConfig(**text_sizes(activation, layers))).to(dtype))
 
 
+def test_embeddings_begin_as_large_as_the_config_says():
+    for stds in ({}, {"token_std": 0.5, "position_std": 0.25}):
+        encoder = ClipText(config(**{"width": 48, **stds}))
+        assert float(encoder.tokens.weight.detach().std()) == pytest.approx(stds.get("token_std", 0.02), rel=0.1)
+        assert float(encoder.position.detach().std()) == pytest.approx(stds.get("position_std", 0.01), rel=0.1)
+
+
 def whole():
     """Return transformers' CLIP with that tower."""
     vision = {
