@@ -82,3 +82,11 @@ def test_a_paper_card_predicts_in_half_precision():
     """The command for full widths, on a card that fits a test."""
     assert "predicted [1, 3, 16, 16]" in imagen.paper("imagen-sr-tiny")
     assert imagen.paper("imagen-base-tiny").endswith(" s, finite")
+
+
+def test_a_picture_of_the_cards_own_size_is_drawn():
+    for name, side in (("imagen-sr-tiny", 32), ("imagen-base-tiny", 16)):
+        said = imagen.whole(name)
+        assert f"drew [1, 3, {side}, {side}]" in said
+        assert " s, finite; " in said
+        assert "GiB at its peak" in said
