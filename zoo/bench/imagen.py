@@ -230,4 +230,7 @@ def _condition(config: Any, low: Tensor) -> Cond:
 if __name__ == "__main__":
     torch.set_num_threads(2)
     what, which, *rest = sys.argv[1:]
-    print({"paper": paper, "whole": whole}[what](which) if what != "peak" else peak(which, rest[0], int(rest[1])))
+    if what == "peak":
+        print(peak(which, rest[0], int(rest[1])))
+    else:
+        print({"paper": paper, "whole": whole}[what](which))
