@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.nn.conditioning import attend
 from zoo.nn.residual import Residual
-from zoo_imagen.condition import attend
 from zoo_imagen.norm import GroupNorm
 
 KERNEL = 3

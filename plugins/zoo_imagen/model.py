@@ -18,10 +18,11 @@ from zoo.diffusion import losses
 from zoo.errors import PartMismatch
 from zoo.interfaces import Batch, Cond, Losses, Prediction
 from zoo.nn.cached import dropped
+from zoo.nn.conditioning import Pool, TimeEmbedding, activation, bounded, label_or_null, text_or_null
 from zoo.nn.precision import wide
 from zoo.rng import Rng
 from zoo_imagen import configs
-from zoo_imagen.condition import Pool, TextKeys, TimeEmbedding, activation
+from zoo_imagen.condition import TextKeys
 from zoo_imagen.efficient import EfficientUNet
 from zoo_imagen.unet import UNet
 
@@ -120,7 +121,7 @@ class Denoiser(nn.Module):
         if self.config.variance == "fixed":
             return Prediction(y)
         mean, variance = y.chunk(2, dim=1)
-        return Prediction(mean, _bounded(variance))
+        return Prediction(mean, bounded(variance))
 
     def _fixed(self, cond: Cond) -> Condition:
         """Return what the condition alone decides."""
@@ -128,12 +129,12 @@ class Denoiser(nn.Module):
         keys: tuple[Tensor, ...] = ()
         mask = None
         if self.pool is not None:
-            text, mask = self._text(cond)
+            text, mask = text_or_null(cond, self.pool.position.dtype)
             found.append(self.pool(text, mask))
             read = text if self.text is None else self.text(text)
             keys = tuple(layer(read) for layer in self.net.modules() if isinstance(layer, TextKeys))
         if self.label is not None:
-            found.append(self.label(self._label(cond)))
+            found.append(self.label(label_or_null(cond, self.config.classes or 0)))
         if self.level is not None:
             if cond.low is None or cond.low_level is None:
                 raise PartMismatch("this stage enlarges a picture, and the condition has no `low` or no `low_level`")
@@ -141,34 +142,9 @@ class Denoiser(nn.Module):
         embedding = sum(found[1:], found[0]) if found else None
         return Condition(embedding, keys, mask, cond.low if self.level is not None else None)
 
-    def _text(self, cond: Cond) -> tuple[Tensor, Tensor | None]:
-        """Return text [B,T,D] and mask [B,T], with zeros and one token where the condition is dropped or empty."""
-        if cond.text is None:
-            raise PartMismatch("this denoiser reads captions, and the condition has no `text`")
-        assert self.pool is not None
-        text, mask = cond.text.to(self.pool.position.dtype), cond.text_mask
-        if cond.drop is not None:
-            text = text.masked_fill(cond.drop[:, None, None], 0)
-            mask = mask if mask is None else mask & ~cond.drop[:, None]
-        if mask is not None:
-            first = torch.arange(mask.shape[1], device=mask.device) == 0
-            mask = mask | (first & ~mask.any(1, keepdim=True))
-        return text, mask
-
-    def _label(self, cond: Cond) -> Tensor:
-        if cond.label is None:
-            raise PartMismatch("this denoiser reads labels, and the condition has no `label`")
-        null = self.config.classes or 0
-        return cond.label if cond.drop is None else cond.label.masked_fill(cond.drop, null)
-
     def _check(self, z: Tensor, fixed: Condition) -> None:
         factor, (h, w) = self.config.factor, z.shape[2:]
         if h % factor or w % factor:
             raise PartMismatch(f"z has sides {h}x{w}, and this denoiser's levels need multiples of {factor}")
         if fixed.low is not None and fixed.low.shape != z.shape:
             raise PartMismatch(f"`low` has shape {list(fixed.low.shape)} and z {list(z.shape)}; enlarge it before")
-
-
-def _bounded(x: Tensor) -> Tensor:
-    """Return x clamped to [-1, 1], with the gradient of x: a clamp's own would leave what is outside there."""
-    return x.clamp(-1, 1).detach() + (x - x.detach())

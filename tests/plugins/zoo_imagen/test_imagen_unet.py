@@ -8,10 +8,11 @@ from torch.nn import functional as F
 
 from zoo.errors import PartMismatch
 from zoo.interfaces import Batch, Cond
+from zoo.nn.conditioning import sinusoid
 from zoo.nn.residual import residuals
 from zoo.rng import Rng
 from zoo_imagen import variants
-from zoo_imagen.condition import TextKeys, sinusoid
+from zoo_imagen.condition import TextKeys
 from zoo_imagen.layers import Attention, Conv, Down
 from zoo_imagen.model import unet
 
@@ -141,8 +142,8 @@ def test_a_tenth_of_the_captions_is_dropped_in_training(monkeypatch):
     model = build(SMALL["base"]).float()
     dropped = []
     monkeypatch.setattr(model, "_predict", lambda z, logsnr, fixed: torch.nn.Module())
-    text = model._text
-    monkeypatch.setattr(model, "_text", lambda cond: dropped.append(cond.drop) or text(cond))
+    fixed = model._fixed
+    monkeypatch.setattr(model, "_fixed", lambda cond: dropped.append(cond.drop) or fixed(cond))
     cond = Cond(text=torch.zeros(4000, 1, 12), text_mask=torch.ones(4000, 1, dtype=torch.bool))
     with pytest.raises(AttributeError):  # the prediction is none
         model.loss(Batch(z=torch.zeros(4000, 3, 2, 2)), cond, step=0, rng=Rng(0, range(4000)))
