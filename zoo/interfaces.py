@@ -220,7 +220,12 @@ class Prior(Protocol):
 
 @runtime_checkable
 class Featured(Protocol):
-    """A prior that says what each of its layers makes of a picture, for linear probes and fine-tuning."""
+    """A prior that says what each of its layers makes of a picture, for linear probes and fine-tuning.
+
+    It may have `loss_and_features(batch, cond, *, step, rng) -> (Losses, [B,D])`: its `loss`, and the last of its
+    `features` of the codes as that loss shows them (masked, where it masks), from one pass. Fine-tuning then makes one
+    where it would make two.
+    """
 
     def features(self, codes: Tensor, cond: Cond) -> list[Tensor]:
         """Return [B,D] of each layer for codes [B,N], shallow to deep; -1 marks a masked code where not `causal`.

@@ -152,7 +152,8 @@ def _unwrap(built: Any) -> Any:
 def info(name: str, overrides: Overrides = ()) -> dict[str, Any]:
     """Return the facts of a model: at least name, plugin, kind, params, parts with the params of each, and layouts.
 
-    Counts are of what would be built, on the meta device: no memory is taken.
+    Counts are of what would be built, on the meta device: no memory is taken. `notes` are what the model's config says
+    of itself by `notes() -> {what: sentence}`, where it does: figures that differ from its paper's, say.
     """
     from zoo.construct import construct, count
     from zoo.layouts import layouts_of
@@ -162,9 +163,11 @@ def info(name: str, overrides: Overrides = ()) -> dict[str, Any]:
     built = construct(node, config, device="meta")
     counts = {role: count(part) for role, part in built.parts.items()}
     facts = attrs.asdict(card) if card else {"name": name, "plugin": node.plugin, "kind": node.interface}
+    notes = getattr(config, "notes", None)
     return {
         **facts,
         "params": sum(counts.values()),
+        "notes": notes() if notes is not None else {},
         "parts": {
             role: {"card": part.card, "plugin": part.plugin, "params": counts[role]}
             for role, part in built.parts.items()

@@ -98,16 +98,19 @@ class ImageGptPrior(nn.Module):
 
     def loss(self, batch: Batch, cond: Cond, *, step: int, rng: Rng) -> Losses:
         """Return "loss" in nats a code: the mean over all codes, or of each picture's mean over its masked ones [2]."""
-        codes = batch.codes
-        if codes is None or codes.shape[1] != self.length:
-            raise PartMismatch(f"this prior learns from {self.length} codes a picture, and the batch has none such")
-        if self.causal:
-            return {
-                "loss": self._nats(self.logits(codes, self._drop(cond, len(codes), rng, codes.device)), codes).mean()
-            }
-        keep = self.keep(rng, codes.device)
-        nats = self._nats(self.logits(codes.masked_fill(~keep, -1), cond), codes)
-        return {"loss": masked_mean(nats, keep)}
+        codes = self._learnt(batch)
+        shown, cond, keep = self._shown(codes, cond, rng)
+        return {"loss": self._mean(self.logits(shown, cond), codes, keep)}
+
+    def loss_and_features(self, batch: Batch, cond: Cond, *, step: int, rng: Rng) -> tuple[Losses, Tensor]:
+        """Return what `loss` does, and the last of `features` [B,D] of the codes as it shows them: one pass, as in [2].
+
+        A prior that reads labels tells features of pictures whose label it was told.
+        """
+        codes = self._learnt(batch)
+        shown, cond, keep = self._shown(codes, cond, rng)
+        x = self.states(shown[:, :-1] if self.causal else shown, cond)
+        return {"loss": self._mean(self.head(x), codes, keep)}, x.mean(1)
 
     def keep(self, rng: Rng, device: torch.device | str | None = None) -> Tensor:
         """Return a mask [B,N], True where a code is seen, as "bert" draws it in training."""
@@ -136,9 +139,28 @@ class ImageGptPrior(nn.Module):
             x = block(x)
         return [*found, self.norm(x).mean(1)]
 
-    def _nats(self, logits: Tensor, codes: Tensor) -> Tensor:
+    def _learnt(self, batch: Batch) -> Tensor:
+        """Return the codes [B,N] of a batch.
+
+        Raises:
+            PartMismatch: it has none, or another number of them.
+        """
+        codes = batch.codes
+        if codes is None or codes.shape[1] != self.length:
+            raise PartMismatch(f"this prior learns from {self.length} codes a picture, and the batch has none such")
+        return codes
+
+    def _shown(self, codes: Tensor, cond: Cond, rng: Rng) -> tuple[Tensor, Cond, Tensor | None]:
+        """Return codes and condition as the loss shows them, and which codes are seen where some are masked."""
+        if self.causal:
+            return codes, self._drop(cond, len(codes), rng, codes.device), None
+        keep = self.keep(rng, codes.device)
+        return codes.masked_fill(~keep, -1), cond, keep
+
+    def _mean(self, logits: Tensor, codes: Tensor, keep: Tensor | None) -> Tensor:
         with full_precision(logits):
-            return F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
+            nats = F.cross_entropy(logits.flatten(0, 1), codes.flatten(), reduction="none").view(codes.shape)
+        return nats.mean() if keep is None else masked_mean(nats, keep)
 
     def _starts(self, cond: Cond, rows: int) -> Tensor:
         """Return the start vectors [B,1,D].

@@ -67,6 +67,8 @@ def info(name: str, overrides: tuple[str, ...], as_json: bool) -> None:
     if facts["layouts"]:
         layouts = [f"{', '.join(names)} ({role})" for role, names in facts["layouts"].items()]
         click.echo(f"{'layouts':<11} {'; '.join(layouts)}: public weights, for `zoo import`")
+    for what, said in facts["notes"].items():
+        click.echo(f"{what:<11} {said}")
     click.echo("fields")
     for path, item in _flat(facts["config"]):
         click.echo(f"  {path} = {json.dumps(item)}")

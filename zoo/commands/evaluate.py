@@ -35,8 +35,9 @@ def evaluate(
     zoo evaluate runs/dalle --candidates 1,8,32,128 --blur 0,1,2,4,8
 
     A codebook is judged on reconstructions and usage, a prior on likelihood, and a whole system on how far its pictures
-    are from real ones and, where the data allows such a check (shapes), on whether they obey their captions. Several
-    --candidates make a curve over the number that the reranker chooses among, several radii one over blur.
+    are from real ones and, where the data allows such a check (shapes), on whether they obey their captions, also by
+    kind of caption. Several --candidates make a curve over the number that the reranker chooses among, several radii
+    one over blur.
     """
     from zoo.evaluate.features import check_names
     from zoo.evaluate.report import evaluate_run, lines, write

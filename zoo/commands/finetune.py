@@ -16,7 +16,7 @@ import click
 @click.option("--data", required=True, help="Labelled data: shapes, cifar10:PATH, mnist:PATH, folder:PATH ...")
 @click.option("--steps", type=click.IntRange(1), default=1000, show_default=True, help="Updates, at most.")
 @click.option("--lr", type=click.FloatRange(0, min_open=True), help="Default: a tenth of the pre-training's.")
-@click.option("--batch", type=click.IntRange(2), help="Default: the pre-training's.")
+@click.option("--batch", type=click.IntRange(2), help="Pictures an update. Default: as in the pre-training's recipe.")
 @click.option(
     "--transform", default="fit", show_default=True, help="Of training pictures: imagegpt-finetune is CIFAR's."
 )
@@ -24,7 +24,8 @@ import click
 @click.option(
     "--patience", type=click.IntRange(1), default=5, show_default=True, help="Validations that are no better."
 )
-@click.option("--every", type=click.IntRange(1), help="Updates between validations. Default: a twentieth of --steps.")
+@click.option("--every", type=click.IntRange(1), help="Updates between validations. Default: a tenth of --steps.")
+@click.option("--looks", type=click.IntRange(0), help="Pictures of a validation. Default: 128 times --batch; 0: all.")
 @click.option("--masks", type=click.IntRange(1), default=5, show_default=True, help="Masks that vote (BERT runs).")
 @click.option("--seed", type=int, default=0, show_default=True, help="Decides everything random.")
 @click.option("--resume", is_flag=True, help="Go on from the newest checkpoint.")
@@ -41,6 +42,8 @@ def finetune(
     zoo finetune runs/imagegpt --data shapes --steps 1000 --resume      after a stop
     zoo probe runs/ar runs/bert --data shapes --compare                 probes and fine-tuning side by side
 
+    A validation passes --looks pictures forward, a third of the work of as many that are trained on; at the end as many
+    as a fifth of --pictures, or 1000, are judged. So --batch, --steps, --looks decide how long it takes: see the bar.
     It stops when validation is no better for a while and keeps the most accurate weights. Ctrl-C saves a checkpoint.
     The folder is a run like any other (zoo sample, zoo probe), with head.safetensors, finetune.json and curves.
     """

@@ -47,8 +47,9 @@ def sweep(
     zoo sweep runs/imagen --stage base --how "sampler=dpm++ steps=20" --how "sampler=ddpm steps=250"
 
     Every run is sampled in every way at every guidance, one picture a caption. Accuracy, where the data allows such a
-    check (shapes), has a 95% interval; so has the difference to the run's first way, paired by caption. The numbers
-    are beside the picture, as .json: what is there already is not drawn again, and a stopped sweep goes on.
+    check (shapes), has a 95% interval; so has the difference to the run's first way, paired by caption; a second table
+    counts what was obeyed by kind of caption. The numbers are beside the picture, as .json: what is there already is
+    not drawn again, and a stopped sweep goes on.
     """
     from zoo.evaluate import plots
     from zoo.evaluate.cells import Kept, Sweep, fingerprint

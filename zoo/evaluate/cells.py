@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import attrs
 
 from zoo.data.drawing import SIDE
 from zoo.errors import BadData
+from zoo.evaluate.judge import judge_of
 from zoo.files import atomic_text
 from zoo.registry import open_dataset
 from zoo.runs import RunFolder
@@ -84,6 +86,14 @@ class Sweep:
         """Split -> what tells its pictures and captions from any others, as they were when it was first asked."""
         # At one size, whatever the runs': it is to tell other data, and each run says its size itself.
         return {split: open_dataset(self.data, split=split, size=SIDE).fingerprint for split in self.splits}
+
+    @cached_property
+    def texts(self) -> dict[str, tuple[str, ...]]:
+        """Split -> its captions, as many as are asked for; nothing of data that cannot be judged by them."""
+        if judge_of(self.data) is None:
+            return {}
+        opened = {split: open_dataset(self.data, split=split, size=SIDE) for split in self.splits}
+        return {split: tuple(islice(data.texts(), self.captions)) for split, data in opened.items()}
 
     @property
     def places(self) -> list[tuple[str, str, Way]]:

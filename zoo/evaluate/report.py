@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from zoo.evaluate import plots
 from zoo.evaluate.features import USUAL, check_names, features_of
 from zoo.evaluate.figures import codebook_figures, loss_figures
 from zoo.evaluate.judge import judge_of
+from zoo.evaluate.kinds import by_kind, table
 from zoo.evaluate.pictures import Ask, Seen, look, prompts_of
 from zoo.files import atomic_text
 from zoo.interfaces import Dataset
@@ -75,7 +77,7 @@ def evaluate_run(
         counts=tuple(sorted({k for k in candidates if k == 1 or (ready.get("reranker") and captioned)} or {1})),
         radii=tuple(blur),
         features=features_of(generator, distances),
-        judge=judge_of(data) if captioned else None,
+        judge=judge_of(data, generator.asks),
         reference=max(pictures, captions),
         seed=seed,
         chunk=chunk,
@@ -87,7 +89,7 @@ def evaluate_run(
         work = min(captions, len(source)) * max(ask.counts) * units
         with bar(work, f"{split}, {max(ask.counts)} each", unit) as progress:
             seen = look(generator, source, ask, partial(_advance, progress))
-        _enter(report, split, ask, seen)
+        _enter(report, split, ask, seen, source)
         if grid is not None:
             _draw(grid.with_name(f"{grid.stem}-{split}{grid.suffix}"), seen, ask.judge)
     if grid is not None and report.get("splits") and ("accuracy" in report or "distance" in report):
@@ -110,7 +112,7 @@ def _sources(data: str, splits: Sequence[str] | None, size: int) -> Iterator[tup
             yield split, source
 
 
-def _enter(report: Report, split: str, ask: Ask, seen: Seen) -> None:
+def _enter(report: Report, split: str, ask: Ask, seen: Seen, source: Dataset) -> None:
     """Write what was seen of a split into the report."""
     report.setdefault("splits", []).append(split)
     sets = [f"best_of_{k}" for k in ask.counts]
@@ -119,6 +121,9 @@ def _enter(report: Report, split: str, ask: Ask, seen: Seen) -> None:
         said = report.setdefault("accuracy", {"captions": {}})
         said["captions"][split] = seen.generated
         said[split] = {name: seen.obeyed[name, 0.0] for name in sets}
+        texts = list(islice(source.texts(), seen.generated))
+        counts = {name: by_kind(texts, seen.verdicts[name, 0.0].tolist()) for name in sets}
+        report.setdefault("kinds", {})[split] = counts
     if seen.distances:
         said = report.setdefault("distance", {"features": {f.name: f.about for f in ask.features}, "pictures": {}})
         numbers = {"generated": seen.generated, "real": seen.reference, "other_rows": seen.apart}
@@ -187,6 +192,8 @@ def _split_lines(report: Report, split: str) -> Iterator[str]:
     if split in accuracy:
         shares = ", ".join(f"{k.replace('_', ' ')}: {v:.1%}" for k, v in accuracy[split].items())
         yield f"{split:<10} caption accuracy on {accuracy['captions'][split]} captions, {shares}"
+    for name, kinds in list(report.get("kinds", {}).get(split, {}).items())[-1:]:  # of the most candidates
+        yield from (f"{split:<10} {line}" for line in table(kinds, f"{name.replace('_', ' ')}, obeyed/asked"))
     for name, values in distance.get(split, {}).items():
         n = distance["pictures"][split]
         which = "others" if n["other_rows"] else "those of the captions"

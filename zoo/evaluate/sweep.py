@@ -169,7 +169,7 @@ def _ask(sweep: Sweep, system: Any, way: Way, side: int) -> Ask:
         counts=(1,),
         radii=(),
         features=features_of(system, [sweep.feature]),
-        judge=judge_of(sweep.data) if system.asks == "caption" else None,
+        judge=judge_of(sweep.data, system.asks),
         reference=max(sweep.pictures, sweep.captions),
         seed=sweep.seed,
         chunk=sweep.chunk,

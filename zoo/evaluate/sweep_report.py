@@ -11,6 +11,8 @@ import numpy as np
 from zoo.data.drawing import SIDE
 from zoo.evaluate.cells import Cell, Kept, Sweep, Way, finished
 from zoo.evaluate.intervals import paired, wilson
+from zoo.evaluate.kinds import HEADS, aligned, by_kind
+from zoo.evaluate.kinds import row as kinds_row
 
 Row = dict[str, Any]
 Report = dict[str, Any]
@@ -20,14 +22,17 @@ def report_of(sweep: Sweep, kept: Kept) -> Report:
     """Return the finished cells of a sweep in its order.
 
     Returns:
-        What was asked, and `rows`: each a cell, with its 95% interval, and, of all but the first way of a run and
-        split, its `difference` to that one, with a paired interval (see `zoo.evaluate.intervals`; None where no
-        caption differs, for which it says nothing), and how many captions were gained and lost.
+        What was asked, and `rows`: each a cell, with its 95% interval, what was obeyed by kind of caption, `kinds` (see
+        `zoo.evaluate.kinds`), and, of all but the first way of a run and split, its `difference` to that one, with a
+        paired interval (see `zoo.evaluate.intervals`; None where no caption differs, for which it says nothing), and
+        how many captions were gained and lost.
     """
     names, rows = names_of(list(sweep.runs)), list[Row]()
     first: dict[tuple[str, str], tuple[Way, Cell]] = {}
     for run, split, way, cell in finished(sweep, kept):
         row = {"run": run, "name": names[run], "split": split, **_row(way, cell)}
+        if cell["verdicts"] is not None and split in sweep.texts:
+            row["kinds"] = by_kind(sweep.texts[split], (x == "1" for x in cell["verdicts"]))
         if way == sweep.ways[0]:
             first[run, split] = way, cell
         elif (run, split) in first and cell["verdicts"] is not None:
@@ -71,14 +76,27 @@ def lines(report: Report) -> list[str]:
     heads = ["run", "how", "guidance", "split", *(["accuracy", "95%"] if judged else []), "distance"]
     table = [[*heads, *(["to the first", "95%", "gained, lost"] if any("difference" in row for row in rows) else [])]]
     table += [_cells(row, judged) for row in rows]
-    widths = [max(len(row[i]) for row in table if i < len(row)) for i in range(len(table[0]))]
-    text = ["  ".join(x.ljust(n) for x, n in zip(row, widths, strict=False)).rstrip() for row in table]
-    return [*text, *_notes(report, judged)]
+    return [*aligned(table), *_by_kind(rows), *_notes(report, judged)]
+
+
+def _by_kind(rows: Sequence[Row]) -> list[str]:
+    """Return a second table, of what was obeyed of each kind of caption; nothing where nobody judged."""
+    counted = [(row, kinds_row(row["kinds"])) for row in rows if "kinds" in row]
+    heads = [head for head in HEADS if any(head in text for _, text in counted)]
+    if not heads:
+        return []
+    table = [["run", "how", "guidance", "split", *heads]]
+    table += [[*_place(row), *(text.get(head, "") for head in heads)] for row, text in counted]
+    return ["", *aligned(table), ""]
+
+
+def _place(row: Row) -> list[str]:
+    strength = f"own, {row['guided']:g}" if row["guidance"] is None else f"{row['guidance']:g}"
+    return [row["name"], row["how"], strength, row["split"]]
 
 
 def _cells(row: Row, judged: bool) -> list[str]:
-    strength = f"own, {row['guided']:g}" if row["guidance"] is None else f"{row['guidance']:g}"
-    text = [row["name"], row["how"], strength, row["split"]]
+    text = _place(row)
     if judged:
         text += [f"{row['accuracy']:.1%}", _interval(row, "{:.1f}")] if "accuracy" in row else ["", ""]
     text.append("" if row["distance"] is None else f"{row['distance']:.4g}")
@@ -96,6 +114,8 @@ def _interval(row: Row, form: str) -> str:
 def _notes(report: Report, judged: bool) -> Iterator[str]:
     """Yield what the numbers are, and what real pictures have in the place of the generated ones."""
     rows = report["rows"]
+    if any("kinds" in row for row in rows):
+        yield "the second table: captions obeyed/asked, by kind, and by shape those of one object"
     if judged and any("difference" in row for row in rows):
         yield "to the first: difference of accuracy to the first way of the run and split, in points, paired by caption"
     for row in {(row["split"], row["side"]): row for row in rows}.values():

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from zoo.interfaces import Batch, Losses
+from zoo.interfaces import Batch, Cond, Losses
 from zoo.probing.features import Advance, Subject, codes_of, masked_codes, null, seen, shape
 from zoo.probing.linear import accuracy
 from zoo.probing.splits import Part
@@ -87,15 +87,28 @@ class Classifier:
         """Return "loss", the sum of "gen", the prior's own, and "clf", the head's; "accuracy" of this batch. [1]"""
         assert batch.codes is not None
         assert batch.labels is not None
-        generative = self.base.loss("prior", batch, step=step, rng=rng)["loss"]
-        codes = masked_codes(self.prior, batch.codes, rng.fork("head")) if self.subject.masked else batch.codes
-        features = self.prior.features(codes, null(self.base, len(codes)))[-1]
+        generative, features = self._passed(batch, step, rng)
         classifying = self.head.loss(features, batch.labels)
         right = (self.head(features).argmax(1) == batch.labels).float().mean()
         return {
             "loss": generative + classifying, "gen": generative.detach(), "clf": classifying.detach(),
             "accuracy": right.detach(),
         }  # fmt: skip
+
+    def _passed(self, batch: Batch, step: int, rng: Rng) -> tuple[Tensor, Tensor]:
+        """Return the prior's own loss, and the features [B,D] that the head stands on, from one pass where it can be.
+
+        It takes two where the prior has no `loss_and_features` (see `Featured`), and where it reads a condition, which
+        it is told for its own loss and must not be told for the head's. The head of a masked prior then sees other
+        masks.
+        """
+        if self.base.reads_what == "nothing" and hasattr(self.prior, "loss_and_features"):
+            losses, features = self.prior.loss_and_features(batch, Cond(), step=step, rng=rng)
+            return losses["loss"], features
+        assert batch.codes is not None
+        generative = self.base.loss("prior", batch, step=step, rng=rng)["loss"]
+        codes = masked_codes(self.prior, batch.codes, rng.fork("head")) if self.subject.masked else batch.codes
+        return generative, self.prior.features(codes, null(self.base, len(codes)))[-1]
 
     def eval(self) -> None:
         """Leave training."""

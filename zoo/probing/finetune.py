@@ -13,12 +13,15 @@ stop bit for bit. What it leaves is a run folder: the system with its fine-tuned
 
 from __future__ import annotations
 
+import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import attrs
+import numpy as np
 
 from zoo.errors import BadRun
 from zoo.files import atomic_text, atomic_write
@@ -42,8 +45,12 @@ from zoo.train.metrics import draw_curves
 from zoo.train.options import TrainOptions
 from zoo.train.stage import Stage
 
+log = logging.getLogger("zoo.train")
+
 SLOWER = 10.0
 """Times that the learning rate is lower than in pre-training. [1]"""
+LOOKS = 128
+"""Pictures of a validation for one of a batch, where the settings do not say."""
 
 
 def finetune(subject: Subject, found: Splits, settings: Settings, out: Path, *, bar: Bar) -> dict[str, Any]:
@@ -56,13 +63,19 @@ def finetune(subject: Subject, found: Splits, settings: Settings, out: Path, *, 
     """
     pretrained = subject.prior.config.train
     recipe = _recipe(pretrained, settings)
+    looks = LOOKS * recipe.batch if settings.looks is None else settings.looks
+    found = attrs.evolve(found, validation=found.validation.spread(looks))
     classifier = Classifier(subject, len(found.classes))
     job, watch = _job(classifier, found, settings, recipe, out)
     newest = _newest(job, settings, out)
-    before = _judge(classifier, found, settings, bar)
+    before = _before(classifier, found, settings)
     if newest is not None:
         job.engine.load(newest.folder)
     start, stopped = 0 if newest is None else newest.step, recipe.steps
+    log.info(
+        "%d updates of %d pictures at most, validation on %d every %d; at the end %d test pictures",
+        recipe.steps, recipe.batch, len(found.validation), settings.pause, len(found.test),
+    )  # fmt: skip
     watch.begin(start)
     job.stage.train()
     try:
@@ -125,7 +138,8 @@ def _job(
         checkpoints=Checkpoints(out / "checkpoints" / STAGE, keep=1),
         facts=facts(
             run=classifier.subject.prints, data=part.data.fingerprint, rows=len(part), seed=settings.seed,
-            batch=recipe.batch, lr=recipe.lr, **({} if settings.every is None else {"every": settings.every}),
+            batch=recipe.batch, lr=recipe.lr, looks=len(found.validation),
+            **({} if settings.every is None else {"every": settings.every}),
         ),
         save_every=settings.pause,
         sample_every=0,
@@ -152,9 +166,24 @@ def _newest(job: Job, settings: Settings, out: Path) -> Checkpoint | None:
     return newest
 
 
+def _before(classifier: Classifier, found: Splits, settings: Settings) -> dict[str, dict[str, float]]:
+    """Return what `_judge` would find of the head of zeros that there is at first: it tells of all the first class."""
+    said = {}
+    for name, part in (("validation", found.validation), ("test", found.test)):
+        share = float(np.mean(part.labels() == 0))
+        said[name] = {"accuracy": share, "loss": math.log(len(found.classes))}
+        if _masks(classifier, settings) > 1:
+            said[name]["votes"] = share
+    return said
+
+
+def _masks(classifier: Classifier, settings: Settings) -> int:
+    return settings.masks if classifier.subject.masked else 1
+
+
 def _judge(classifier: Classifier, found: Splits, settings: Settings, bar: Bar) -> dict[str, dict[str, float]]:
     """Return accuracies on validation and test pictures; of several masks the first one's, and their vote's."""
-    masks = settings.masks if classifier.subject.masked else 1
+    masks = _masks(classifier, settings)
     said = {}
     with bar(len(found.validation) + len(found.test), "judging", "picture") as progress:
         for name, part in (("validation", found.validation), ("test", found.test)):

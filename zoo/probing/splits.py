@@ -36,6 +36,17 @@ class Part:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def labels(self) -> np.ndarray:
+        """Return the labels, int64 [n], reading some pictures at a time where it takes pictures."""
+        every = (self.rows[i : i + LOOKED_AT] for i in range(0, len(self), LOOKED_AT))
+        return np.concatenate([labels_of(self.data, rows) for rows in every])
+
+    def spread(self, most: int) -> Part:
+        """Return `most` rows at even distances, for rows may be in the order of their classes; 0, or too many: all."""
+        if not 0 < most < len(self):
+            return self
+        return Part(self.data, self.rows[np.arange(most) * len(self) // most])
+
 
 @attrs.frozen(eq=False)
 class Splits:

@@ -36,7 +36,10 @@ class Settings:
     patience: int = 5
     """Validations in a row without a better accuracy or a lower loss before it stops."""
     every: int | None = None
-    """Updates between two validations; None: a twentieth of `steps`."""
+    """Updates between two validations; None: a tenth of `steps`."""
+    looks: int | None = None
+    """Pictures of a validation; 0: all there are, None: 128 times the batch. A picture that is looked at costs a third
+    of one that is trained on, so that a validation costs at most what some forty updates do."""
     masks: int = 5
     """Masks that vote at the end, for a prior that has learnt from masked codes."""
     seed: int = 0
@@ -46,7 +49,7 @@ class Settings:
     @property
     def pause(self) -> int:
         """Updates between two validations."""
-        return self.every or max(1, self.steps // 20)
+        return self.every or max(1, self.steps // 10)
 
 
 class Enough(Exception):

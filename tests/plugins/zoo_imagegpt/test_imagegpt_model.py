@@ -180,6 +180,25 @@ def test_features_are_means_of_what_the_attentions_read(build, codes, objective)
         assert torch.allclose(x, y.mean(1), atol=1e-12)
 
 
+@pytest.mark.parametrize("objective", ["ar", "bert"])
+def test_one_pass_has_the_loss_features_and_gradients_of_two(build, codes, objective):
+    model = build(objective=objective, dtype=torch.float64, mask=0.3).train()
+    batch, rng = Batch(codes=codes(model)), Rng(1, range(3))
+    weight = torch.randn(model.config.width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shown = batch.codes if model.causal else batch.codes.masked_fill(~model.keep(rng), -1)  # as the loss masks them
+    loss = model.loss(batch, Cond(), step=0, rng=rng)["loss"]
+    features = model.features(shown, Cond())[-1]
+    two = torch.autograd.grad(loss + (features @ weight).square().sum(), list(model.parameters()))
+    passes = []
+    model.blocks[0].register_forward_hook(lambda *_: passes.append(1))
+    losses, told = model.loss_and_features(batch, Cond(), step=0, rng=rng)
+    assert len(passes) == 1
+    assert torch.allclose(losses["loss"], loss, rtol=0, atol=1e-12)
+    assert torch.allclose(told, features, rtol=0, atol=1e-12)
+    one = torch.autograd.grad(losses["loss"] + (told @ weight).square().sum(), list(model.parameters()))
+    assert all(torch.allclose(a, b, rtol=1e-10, atol=1e-12) for a, b in zip(one, two, strict=True))
+
+
 def test_features_of_masked_codes_are_a_masked_priors_alone(build, codes):
     model, causal = build(objective="bert"), build()
     given = codes(model)

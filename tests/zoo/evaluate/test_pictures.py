@@ -134,6 +134,12 @@ def test_the_bar_counts_codes(system):
     assert one.n == one.total == 3 * 2 * system.prior.length
     assert one.unit == "code"
     assert set(report["accuracy"]) == {"captions", "validation"}
+    for name, share in report["accuracy"]["validation"].items():
+        counts = [kind["all"] for kind in report["kinds"]["validation"][name].values()]
+        assert [sum(some) for some in zip(*counts, strict=True)] == [3 * share, 3]
+    text = lines(report)
+    assert any(line.startswith("validation best of 2, obeyed/asked") for line in text)
+    assert not any("best of 1, obeyed" in line for line in text)
 
 
 def test_features_are_named_and_asked_for(system):
@@ -206,6 +212,7 @@ def test_pictures_of_ones_own_have_no_accuracy_and_no_heldout(trained, tmp_path,
     assert main([*arguments, "--split", "train", "--json"]) == 0
     report = json.loads(capsys.readouterr().out)
     assert "accuracy" not in report
+    assert "kinds" not in report
     assert set(report["distance"]["train"]["pixels"]) == {"best_of_2", "real"}
     assert main([*arguments, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["splits"] == ["validation"]

@@ -1,6 +1,7 @@
 """Ways of sampling on the same captions and seeds: what cells hold, what is kept, and intervals."""
 
 import warnings
+from itertools import islice
 from types import SimpleNamespace
 
 import attrs
@@ -18,6 +19,8 @@ from zoo.evaluate.features import pixels
 from zoo.evaluate.frechet import frechet
 from zoo.evaluate.intervals import paired, wilson
 from zoo.evaluate.judge import judge_of
+from zoo.evaluate.kinds import HEADS, by_kind
+from zoo.evaluate.kinds import row as kinds_row
 from zoo.evaluate.pictures import Seen
 from zoo.evaluate.sweep import _View, draw_cells, guidances, shown
 from zoo.evaluate.sweep_report import lines, names_of, report_of
@@ -71,7 +74,7 @@ def odd_judge(monkeypatch):
     def judge(images, texts):
         return (1e4 * images.mean((1, 2, 3)) % 2 < 1).numpy()
 
-    monkeypatch.setattr("zoo.evaluate.sweep.judge_of", lambda data: judge)
+    monkeypatch.setattr("zoo.evaluate.sweep.judge_of", lambda data, asks: judge)
     return judge
 
 
@@ -272,6 +275,22 @@ def test_differences_are_to_the_first_way_of_the_same_run(tmp_path):
     assert "real pictures in their place: accuracy 100.0%, distance 0.01" in "\n".join(text)
 
 
+def test_a_second_table_counts_by_kind_of_caption(tmp_path):
+    sweep, kept = made_up(tmp_path, FOUR)
+    report = report_of(sweep, kept)
+    texts = list(islice(open_shapes("", split="validation", size=32).texts(), 8))
+    assert report["rows"][1]["kinds"] == by_kind(texts, [x == "1" for x in FOUR["x/a", 2.0]])
+    text = lines(report)
+    heads, *rows = (line.split("  ") for line in text[text.index("") + 1 :][:5])
+    assert [[cell.strip() for cell in row if cell][:4] for row in rows] == [
+        [run, "own", guidance, "validation"] for run in "ab" for guidance in "12"
+    ]
+    assert [cell.strip() for cell in heads if cell][4:] == [
+        head for head in HEADS if any(head in kinds_row(x["kinds"]) for x in report["rows"])
+    ]
+    assert "the second table" in "\n".join(text)
+
+
 def test_where_no_caption_differs_there_is_no_interval(tmp_path):
     report = report_of(*made_up(tmp_path, FOUR | {("x/a", 2.0): FOUR["x/a", 1.0]}))
     assert report["rows"][1]["difference"]["interval"] is None
@@ -286,6 +305,8 @@ def test_without_a_judge_there_are_distances(tmp_path):
     report = report_of(sweep, kept)
     assert all("accuracy" not in row and "difference" not in row for row in report["rows"])
     assert "accuracy" not in lines(report)[0]
+    assert "" not in lines(report)
+    assert all("kinds" not in row for row in report["rows"])
 
 
 def test_runs_of_one_name_are_called_by_their_paths():

@@ -13,7 +13,7 @@ from probing_fakes import CLASSES, Bar, FakeConfig, splits, subject
 from zoo.errors import BadRun
 from zoo.interfaces import Batch
 from zoo.probing.classifier import Classifier
-from zoo.probing.finetune import finetune
+from zoo.probing.finetune import _before, _judge, finetune
 from zoo.probing.watch import Settings, Watch
 from zoo.rng import Rng
 from zoo.train.interrupt import Interrupted
@@ -63,6 +63,64 @@ def test_a_masked_prior_is_shown_masks_in_training_too(run):
     one, two = fake.prior.seen[before:]
     assert (one < 0).any()
     assert not torch.equal(one, two)
+
+
+def test_a_prior_that_can_is_passed_once_and_shows_head_and_loss_the_same_masks(run):
+    fake = subject(run, causal=False)
+    calls = []
+
+    def loss_and_features(batch, cond, *, step, rng):
+        calls.append((batch.codes, cond.filled(), step))
+        features = fake.prior.map(torch.ones(len(batch), 8))
+        return {"loss": fake.prior.guess.sum() + 3}, features
+
+    classifier = Classifier(fake, CLASSES)
+    batch = batch_of(classifier)
+    fake.prior.loss_and_features = loss_and_features
+    fake.prior.loss = fake.prior.features = lambda *_, **__: pytest.fail("a second pass")
+    losses = classifier.loss("finetune", batch, step=7, rng=Rng(0, range(8)))
+    assert [call[1:] for call in calls] == [({}, 7)]
+    assert calls[0][0] is batch.codes
+    assert losses["gen"] == 3
+    assert losses["loss"].item() == pytest.approx(3 + np.log(CLASSES))
+
+
+def test_a_prior_that_reads_a_condition_is_not_told_it_for_the_head(run):
+    fake = subject(run)
+    classifier = Classifier(fake, CLASSES)
+    fake.generator.reads_what = "label"
+    fake.prior.loss_and_features = lambda *_, **__: pytest.fail("its features would be told the label")
+    told = []
+    features = fake.prior.features
+    fake.prior.features = lambda codes, cond: told.append(cond) or features(codes, cond)
+    classifier.loss("finetune", batch_of(classifier), step=0, rng=Rng(0, range(8)))
+    assert len(told) == 1
+    assert told[0].label is None
+    assert told[0].drop.all()
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_before_is_what_the_head_of_zeros_tells(run, causal):
+    found, settings = splits(), Settings()
+    classifier = Classifier(subject(run, causal=causal), CLASSES)
+    known, judged = _before(classifier, found, settings), _judge(classifier, found, settings, Bar)
+    assert known.keys() == judged.keys()
+    for split, said in judged.items():
+        assert known[split] == pytest.approx(said, abs=1e-6)
+
+
+def test_a_validation_looks_at_some_pictures_evenly_spread(run, tmp_path):
+    part = splits().validation
+    assert part.spread(8).rows.tolist() == [0, 25, 50, 75, 100, 125, 150, 175]
+    assert part.spread(150).rows.tolist() == sorted(set(part.spread(150).rows.tolist()))
+    assert part.spread(0) is part.spread(200) is part.spread(999) is part
+    settings = Settings(steps=4, looks=50)
+    report = finetune(subject(run), splits(), settings, tmp_path / "out", bar=Bar)
+    assert report["pictures"] == {"train": 300, "validation": 50, "test": 200}
+    assert settings.pause == 1
+    other = attrs.evolve(settings, looks=60, resume=True)
+    with pytest.raises(BadRun, match="looks="):
+        finetune(subject(run), splits(), other, tmp_path / "out", bar=Bar)
 
 
 def test_it_learns_keeps_the_best_and_leaves_a_run(run, tmp_path):
