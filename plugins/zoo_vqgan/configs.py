@@ -37,7 +37,7 @@ class Net:
     groups: int = attrs.field(default=32, validator=v.ge(1))
     """Groups of a group norm, fixed at 32 in [2]."""
     z_channels: int = attrs.field(default=256, validator=v.ge(1))
-    """Channels that leave the encoder and enter the decoder. [2]"""
+    """Channels that enter the decoder, and leave the encoder (of a `Kl` twice as many: mean and variance). [2]"""
 
     @multipliers.validator
     def _levels(self, attribute: Any, value: tuple[int, ...]) -> None:
@@ -62,19 +62,19 @@ class Net:
 
     @property
     def factor(self) -> int:
-        """Pixels per code, along one side."""
+        """Pixels per place of the grid, along one side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def grid(self, height: int, width: int) -> Grid:
-        """Return the code grid of a picture of this size.
+        """Return the grid of a picture of this size.
 
         Raises:
             ConfigError: a side is not a positive multiple of `factor`.
         """
         if min(height, width) < 1 or height % self.factor or width % self.factor:
             raise ConfigError(
-                f"image_size: a {height}x{width} picture has no whole code grid; "
-                f"this VQGAN needs sides that are multiples of {self.factor}"
+                f"image_size: a {height}x{width} picture has no whole grid; "
+                f"this autoencoder needs sides that are multiples of {self.factor}"
             )
         return height // self.factor, width // self.factor
 

@@ -1,4 +1,4 @@
-"""What VQGAN's autoencoder costs, layer by layer as `zoo_vqgan.model` builds it. Imports no torch."""
+"""What VQGAN and the KL autoencoder cost, layer by layer as `zoo_vqgan.model` and `kl` build them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from zoo.cost import Cost, Tally, bound
 
 if TYPE_CHECKING:
     from zoo_vqgan.configs import Net, Vqgan
+    from zoo_vqgan.kl_configs import Kl
 
 
 def cost(c: Vqgan) -> Cost:
-    """Return its cost, a sample being one picture."""
+    """Return VQGAN's cost, a sample being one picture."""
     bound(c, "image_size")
     side = c.image_size or 0
     places = (side // c.net.factor) ** 2
     t = Tally()
     with t.at("encoder"):
-        _encoder(t, c.net, side)
+        _encoder(t, c.net, side, c.net.z_channels)
     t.conv("before", c.net.z_channels, c.width, 1, places)
     with t.at("quantiser"):
         encode = (_gumbel if c.quantiser == "gumbel" else _nearest)(t, c, places)
@@ -26,6 +27,24 @@ def cost(c: Vqgan) -> Cost:
         _decoder(t, c.net, side)
     t.keep(wide=3 * side**2)  # the sign of the errors
     return t.cost(encode=encode, whole_batch=c.quantiser == "nearest" and c.nearest.revive_below > 0)
+
+
+def kl(c: Kl) -> Cost:
+    """Return the KL autoencoder's cost, a sample being one picture."""
+    bound(c, "image_size")
+    side = c.image_size or 0
+    places, z = (side // c.net.factor) ** 2, c.net.z_channels
+    t = Tally()
+    with t.at("encoder"):
+        _encoder(t, c.net, side, 2 * z)
+    t.conv("before", 2 * z, 2 * c.channels, 1, places)
+    encode = t.flops
+    t.keep(wide=5 * places * c.channels)  # mean and log-variance, the variance, the deviation, and the noise
+    t.conv("after", c.channels, z, 1, places)
+    with t.at("decoder"):
+        _decoder(t, c.net, side)
+    t.keep(wide=3 * side**2)  # the sign of the errors
+    return t.cost(encode=encode)
 
 
 def _nearest(t: Tally, c: Vqgan, places: int) -> int:
@@ -48,7 +67,7 @@ def _gumbel(t: Tally, c: Vqgan, places: int) -> int:
     return encode
 
 
-def _encoder(t: Tally, net: Net, side: int) -> None:
+def _encoder(t: Tally, net: Net, side: int, n_out: int) -> None:
     t.conv("input", 3, net.channels, 3, side**2)
     n_in = net.channels
     for i, width in enumerate(net.widths):
@@ -62,7 +81,7 @@ def _encoder(t: Tally, net: Net, side: int) -> None:
         _middle(t, n_in, net.groups, side**2)
     _norm(t, "norm", n_in, net.groups, side**2)
     t.keep(side**2 * n_in)  # swish's input
-    t.conv("output", n_in, net.z_channels, 3, side**2)
+    t.conv("output", n_in, n_out, 3, side**2)
 
 
 def _decoder(t: Tally, net: Net, side: int) -> None:

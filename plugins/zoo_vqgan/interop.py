@@ -67,7 +67,7 @@ def from_taming(state: State, config: Vqgan) -> dict[str, Tensor]:
     entries = _entries(config)
     state = {name: x for name, x in state.items() if not name.startswith(DROPPED)}
     _check_codes(state, config)
-    _check_names(state, [name for entry in entries for name in entry.theirs])
+    check_names(state, [name for entry in entries for name in entry.theirs], "VQGAN")
     ours = {entry.ours: entry.read(state) for entry in entries}
     if config.quantiser == "nearest":
         codes = state[CODES["nearest"]]
@@ -85,21 +85,22 @@ def to_taming(state: State, config: Vqgan) -> dict[str, Tensor]:
     """
     entries = _entries(config)
     nearest = config.quantiser == "nearest"
-    _check_names(state, [entry.ours for entry in entries] + list(BUFFERS if nearest else ()))
+    check_names(state, [entry.ours for entry in entries] + list(BUFFERS if nearest else ()), "VQGAN")
     theirs = {name: x for entry in entries for name, x in entry.write(state[entry.ours]).items()}
     if nearest:  # a revived code has moved away from its parameter
         theirs[CODES["nearest"]] = theirs[CODES["nearest"]] + state["quantiser.codes.shift"]
     return theirs
 
 
-def _check_names(state: State, wanted: list[str]) -> None:
+def check_names(state: State, wanted: list[str], model: str) -> None:
+    """Refuse a state dict that has not just these names; raises BadWeights, which says which model's weights."""
     known, given = set(wanted), set(state)
     for name in wanted:
         if name not in given:
-            raise BadWeights(f"VQGAN weights lack '{name}'{suggest(name, given - known)}")
+            raise BadWeights(f"{model} weights lack '{name}'{suggest(name, given - known)}")
     for name in state:
         if name not in known:
-            raise BadWeights(f"VQGAN weights have an unexpected '{name}'{suggest(name, known - given)}")
+            raise BadWeights(f"{model} weights have an unexpected '{name}'{suggest(name, known - given)}")
 
 
 def _check_codes(state: State, config: Vqgan) -> None:
@@ -120,15 +121,28 @@ def _check_codes(state: State, config: Vqgan) -> None:
 
 
 def _entries(config: Vqgan) -> list[Entry]:
-    if config.net.groups != 32:
-        raise ConfigError(f"net.groups: is {config.net.groups}; the authors' layout has it fixed at 32")
-    entries = [*_encoder(config.net), *_layer("before", "quant_conv"), *_layer("after", "post_quant_conv")]
+    check_groups(config.net)
+    entries = list(network(config.net))
     if config.quantiser == "gumbel":
         entries += [*_layer("quantiser.proj", "quantize.proj", matrix=True)]
         entries += [Entry("quantiser.embed.weight", (CODES["gumbel"],))]
     else:
         entries += [Entry("quantiser.codes.weight", (CODES["nearest"],))]
-    return [*entries, *_decoder(config.net)]
+    return entries
+
+
+def check_groups(net: Net) -> None:
+    """Refuse what the authors' code has not; raises ConfigError."""
+    if net.groups != 32:
+        raise ConfigError(f"net.groups: is {net.groups}; the authors' layout has it fixed at 32")
+
+
+def network(net: Net) -> Iterator[Entry]:
+    """Yield what VQGAN and the KL autoencoder both have: all but the quantiser."""
+    yield from _encoder(net)
+    yield from _layer("before", "quant_conv")
+    yield from _layer("after", "post_quant_conv")
+    yield from _decoder(net)
 
 
 def _encoder(net: Net) -> Iterator[Entry]:

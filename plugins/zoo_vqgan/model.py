@@ -95,9 +95,9 @@ def middle(width: int, groups: int) -> nn.Sequential:
 
 
 class Encoder(nn.Module):
-    """Pictures [B,3,H,W] in [-1, 1] to [B,z_channels,h,w]."""
+    """Pictures [B,3,H,W] in [-1, 1] to [B,n_out,h,w]; n_out is `z_channels`, or twice that for mean and variance."""
 
-    def __init__(self, net: configs.Net) -> None:
+    def __init__(self, net: configs.Net, n_out: int) -> None:
         super().__init__()
         self.input = conv(3, net.channels)
         self.levels = nn.ModuleList()
@@ -109,10 +109,10 @@ class Encoder(nn.Module):
             n_in = width
         self.middle = middle(n_in, net.groups)
         self.norm = norm(net.groups, n_in)
-        self.output = conv(n_in, net.z_channels)
+        self.output = conv(n_in, n_out)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B,z_channels,h,w]."""
+        """Return [B,n_out,h,w]."""
         x = self.input(x)
         for layers in self.levels:
             x = layers(x)
@@ -154,7 +154,7 @@ class Vqgan(nn.Module):
         super().__init__()
         self.config = config
         self.vocab_size = config.vocab_size
-        self.encoder = Encoder(config.net)
+        self.encoder = Encoder(config.net, config.net.z_channels)
         self.before = nn.Conv2d(config.net.z_channels, config.width, 1)
         self.quantiser = quantiser(config)
         self.after = nn.Conv2d(config.width, config.net.z_channels, 1)

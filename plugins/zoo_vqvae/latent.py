@@ -18,6 +18,7 @@ from zoo.errors import ConfigError, PartMismatch
 from zoo.interfaces import Batch, Cond, Losses
 from zoo.nn import across
 from zoo.nn.quantise import wide
+from zoo.nn.running import track_mean_square
 from zoo.parts import Grid
 from zoo.rng import Rng
 from zoo_vqvae.configs import Vae as VaeConfig
@@ -93,19 +94,11 @@ class Vae(nn.Module):
         dims = images[0].numel()
         with torch.no_grad():
             if self.training:
-                self._track(z)
+                track_mean_square(self.mean_square, self.updates, z)
             curves = unit_curves(kl_BU)
             curves["bits_per_dim"] = bits(nll_B + kl_BU.sum(1), images).mean()
             curves["rmse"] = self.pixels.error(out, images).mean().sqrt()
         return {"loss": ((nll_B + self.config.beta * kl_BU.sum(1)) / dims).mean(), **curves}
-
-    def _track(self, z: Tensor) -> None:
-        both = across.sum(torch.stack([z.square().mean(), z.new_ones(())]))
-        value = (both[0] / both[1]).to(self.mean_square)
-        fine = value.isfinite()  # a step that will be skipped must not poison the scale
-        self.updates += fine
-        weight = (1 - 0.99) / (1 - 0.99 ** self.updates.clamp_min(1).double())
-        self.mean_square.lerp_(torch.where(fine, value, self.mean_square), weight.to(self.mean_square))
 
     @torch.no_grad()
     def kl_units(self, images: Tensor) -> Tensor:

@@ -23,10 +23,13 @@ TRAINED = [
     "clip-text-tiny",
     "clip-tiny",
     "dalle-prior-tiny",
+    "diffussm-denoiser-tiny",
+    "dit-denoiser-tiny",
     "dvae-tiny",
     "imagegpt-prior-tiny",
     "imagen-base-tiny",
     "imagen-sr-tiny",
+    "kl-tiny",
     "pixelcnn-tiny",
     "t5-tiny",
     "vae",
@@ -53,6 +56,8 @@ def loss_of(case, part, rows=ROWS):
     batch, cond = case.batch(part, rows), case.cond(rows)
     if case.interface == "reranker":
         batch = attrs.evolve(batch, texts=tuple(text + LONG for text in batch.texts))
+    if cond.text_mask is not None:
+        cond = attrs.evolve(cond, text_mask=torch.ones_like(cond.text_mask))
     return lambda: part.loss(batch, cond, step=0, rng=case.rng(rows=rows))["loss"]
 
 

@@ -16,6 +16,7 @@ BENCHES = {
     "attention": "zoo.bench.attention",
     "candidates": "zoo.bench.candidates",
     "dalle": "zoo.bench.dalle",
+    "diffussm": "zoo.bench.diffussm",
     "imagegpt": "zoo.bench.imagegpt",
     "imagegpt-run": "zoo.bench.imagegpt_run",
     "imagen": "zoo.bench.imagen",
@@ -24,6 +25,7 @@ BENCHES = {
     "powersgd": "zoo.bench.powersgd",
     "powersgd-run": "zoo.bench.powersgd_run",
     "resblock": "zoo.bench.resblock",
+    "s4d": "zoo.bench.s4d",
     "samplers": "zoo.bench.samplers",
     "stages": "zoo.bench.stages",
     "vq": "zoo.bench.vq",
@@ -46,6 +48,10 @@ def bench(names: tuple[str, ...], threads: int, as_json: bool) -> None:
     moments: Adam's in 16 bits beside fp32 ones, in bytes, time and the loss of a training.
 
     imagegpt-run: ImageGPT and transformers' trained for ten minutes each, in bits per dimension.
+
+    diffussm: DiffuSSM-S beside DiT-S over the number of positions; `python -m zoo.bench.diffussm` draws it.
+
+    s4d: the state space layer, beside a public file that S4D_FILE names.
 
     candidates: what a process needs to draw 512 pictures of a caption, beside 64.
 

@@ -39,14 +39,21 @@ def sinusoid(t: Tensor, width: int) -> Tensor:
 
 
 class TimeEmbedding(nn.Module):
-    """Times [B] in [0, 1] to [B,E]: waves of the finest level's width, then two layers [2]."""
+    """Times [B] in [0, 1] to [B,E]: waves, then two layers [2].
 
-    def __init__(self, width: int, time_width: int, name: str) -> None:
+    Args:
+        width: of the waves.
+        time_width: E.
+        name: "silu" or "gelu", between the layers.
+        linear: class of the layers, which decides how they begin.
+    """
+
+    def __init__(self, width: int, time_width: int, name: str, linear: type[nn.Linear] = nn.Linear) -> None:
         super().__init__()
         self.width = width
-        self.first = nn.Linear(width, time_width)
+        self.first = linear(width, time_width)
         self.activation = activation(name)
-        self.second = nn.Linear(time_width, time_width)
+        self.second = linear(time_width, time_width)
 
     def forward(self, t: Tensor) -> Tensor:
         """Return [B,E]."""
@@ -115,10 +122,13 @@ def label_or_null(cond: Cond, classes: int) -> Tensor:
     """Return labels [B], `classes` where the condition is dropped. [4]
 
     Raises:
-        PartMismatch: the condition has no label.
+        PartMismatch: the condition has no label, or one is out of range.
     """
     if cond.label is None:
         raise PartMismatch("this denoiser reads labels, and the condition has no `label`")
+    bad = cond.label[(cond.label < 0) | (cond.label >= classes)]
+    if len(bad):
+        raise PartMismatch(f"labels run from 0 to {classes - 1}, got {int(bad[0])}")
     return cond.label if cond.drop is None else cond.label.masked_fill(cond.drop, classes)
 
 

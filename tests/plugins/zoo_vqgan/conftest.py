@@ -1,4 +1,4 @@
-"""Small VQGANs and what the authors' code said of them.
+"""Small VQGANs and KL autoencoders, and what public code said of them.
 
 `data/nearest.safetensors` and `data/gumbel.safetensors` hold inputs and outputs of the authors' package, PyPI
 `taming-transformers-rom1504` 0.0.6 (its VQModel and GumbelVQ run with stand-ins for `pytorch_lightning` and
@@ -15,6 +15,15 @@
   the norm ("norms") and the sum of its product with `rule` of "probe " + name and scale 1 ("probes"). For Gumbel the
   temperature is 0.7, kl_weight 0.01, and "gumbel" [B,h,w,K] the noise that torch drew.
 
+`data/kl-ldm.safetensors` and `data/kl-diffusers.safetensors` hold those of two KL autoencoders: AutoencoderKL of
+github.com/CompVis/latent-diffusion at a506df5 with its LPIPSWithDiscriminator (stand-ins for `pytorch_lightning` and
+`taming`, a perceptual loss of 0, kl_weight 0.01, disc_factor 0), ch 32, ch_mult 1 2 2, num_res_blocks 2,
+attn_resolutions 16 at resolution 32, z_channels 3, embed_dim 5; and AutoencoderKL of diffusers 0.42.1,
+block_out_channels 16 32 64, layers_per_block 1, latent_channels 4, norm_num_groups 8. With weights made likewise, in
+double precision and training mode, of 2 x "images" - 1: the posterior's "mean" and "logvar", the picture "decoded" of
+mean + deviation times `rule` of "noise", the "loss" (the authors' code's; for diffusers, which has none, the mean over
+pictures of the sum of |x - decoded| and 0.01 times their `kl()`), and "norms" and "probes" of its gradients as above.
+
 The file's metadata lists names and shapes of its state dict. NumPy promises `RandomState` never to change.
 """
 
@@ -30,7 +39,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from zoo.testing.kit import one_thread
+from zoo_vqgan import kl_interop
 from zoo_vqgan.configs import Gumbel, Nearest, Net, Vqgan
+from zoo_vqgan.kl_configs import Kl
 
 DATA = Path(__file__).parent / "data"
 NET = Net(channels=32, multipliers=(1, 2, 2), blocks=2, attention=(2, 4), z_channels=24)
@@ -39,6 +50,17 @@ CONFIGS = {
     "gumbel": Vqgan(
         net=NET, vocab_size=40, width=24, quantiser="gumbel", image_size=32,
         gumbel=Gumbel(kl_weight=1e-2, temperature_end=0.7, temperature_updates=0),
+    ),
+}  # fmt: skip
+
+KL = {
+    "ldm": Kl(
+        net=Net(channels=32, multipliers=(1, 2, 2), blocks=2, attention=(2,), z_channels=3),
+        channels=5, kl_weight=0.01, image_size=32,
+    ),
+    "diffusers": Kl(
+        net=Net(channels=16, multipliers=(1, 2, 4), blocks=1, attention=(), groups=8, z_channels=4),
+        channels=4, kl_weight=0.01, image_size=32,
     ),
 }  # fmt: skip
 
@@ -58,10 +80,23 @@ def _one_thread():
 @pytest.fixture(params=["nearest", "gumbel"])
 def public(request):
     """Return one of the two: `config`, `state` (their state dict), `said` (what their code computed), `rule`."""
-    path = DATA / f"{request.param}.safetensors"
+    state, said = _answers(request.param)
+    return SimpleNamespace(config=CONFIGS[request.param], state=state, said=said, rule=rule)
+
+
+@pytest.fixture(params=["ldm", "diffusers"])
+def kl_public(request):
+    """Return one of the two KL autoencoders, likewise; `read` and `write` go from and to its layout."""
+    state, said = _answers(f"kl-{request.param}")
+    read, write = (getattr(kl_interop, f"{way}_{request.param}") for way in ("from", "to"))
+    return SimpleNamespace(config=KL[request.param], state=state, said=said, rule=rule, read=read, write=write)
+
+
+def _answers(name):
+    path = DATA / f"{name}.safetensors"
     with safe_open(path, framework="pt") as file:
         shapes = json.loads(file.metadata()["tensors"])
     one = {name: 1.0 * ("norm" in name and name.endswith("weight")) for name in shapes}
     scale = {name: 0.03 if name == "decoder.conv_out.weight" else 0.15 for name in shapes}  # pixels of usual size
     state = {name: (rule(name, shape, scale[name]) + one[name]).float() for name, shape in shapes.items()}
-    return SimpleNamespace(config=CONFIGS[request.param], state=state, said=load_file(path), rule=rule)
+    return state, load_file(path)

@@ -1,4 +1,4 @@
-"""What is planned of both quantisers, against torch: its FLOP counter, and what autograd really saves."""
+"""What is planned of both quantisers and the KL autoencoder, against torch: its FLOP counter, what autograd saves."""
 
 import pytest
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -11,11 +11,19 @@ from zoo.resolution import resolve_tree
 from zoo.testing.kit import ROWS, Case
 from zoo.testing.measured import saved_bytes
 
+CASES = {
+    "nearest": ("codebook", "vqgan-tiny", ["quantiser=nearest"]),
+    "gumbel": ("codebook", "vqgan-tiny", ["quantiser=gumbel"]),
+    "kl": ("latent", "kl-tiny", []),
+    "kl of a given scale": ("latent", "kl-tiny", ["scale=0.5", "channels=3", "net.attention=[2]"]),
+}
 
-@pytest.fixture(params=["nearest", "gumbel"])
+
+@pytest.fixture(params=CASES)
 def case(request):
-    node, config = resolve_tree("vqgan-tiny", [f"quantiser={request.param}"])
-    return Case(request.param, "codebook", config, lambda seed: construct(node, config, device="cpu", seed=seed))
+    interface, card, overrides = CASES[request.param]
+    node, config = resolve_tree(card, overrides)
+    return Case(request.param, interface, config, lambda seed: construct(node, config, device="cpu", seed=seed))
 
 
 def loss_of(case, part):

@@ -1,0 +1,124 @@
+"""DiffuSSM beside DiT over the number of positions: time of a training step, and FLOPs.
+
+Both read a latent without patches and have as many parameters (the S sizes, 12 blocks 384 wide). What grows with the
+length alone is counted: `python -m zoo.bench.diffussm curves.png` draws both pictures, measured seconds on this machine
+and planned multiplications of the XL sizes beside DiT-XL/2, from 256 to 65 536 positions, and prints the figures.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import evolve
+from torch import Tensor
+
+from zoo.bench.imagen import stirred
+from zoo.bench.timing import Row, alternate
+from zoo.interfaces import Batch, Cond
+from zoo.rng import Rng
+from zoo.specs import locate
+
+LENGTHS = (256, 1024, 4096, 16_384)
+"""Positions at which both are timed: square latents."""
+FORMULA = (256, 1024, 4096, 16_384, 65_536)
+"""Positions at which multiplications are planned."""
+PAIRS = {256: 7, 1024: 5, 4096: 3, 16_384: 1}
+"""Timed pairs at each length."""
+
+
+def configs(length: int) -> dict[str, Any]:
+    """Return the S sizes for this many positions, predicting noise alone."""
+    side = math.isqrt(length)
+    named = {"diffussm": "diffussm_s_256", "dit": "dit_s_1_256"}
+    return {
+        name: evolve(locate(f"zoo_diffussm.variants:{variant}")(), size=(side, side), variance="fixed")
+        for name, variant in named.items()
+    }
+
+
+def step(name: str, config: Any) -> Callable[[], None]:
+    """Return the call of one picture's loss and gradients."""
+    torch.manual_seed(0)
+    net = stirred(locate(f"zoo_diffussm.model:{name}")(config)).train()
+    z: Tensor = torch.randn(1, config.channels, *config.size)
+    cond, rng = Cond(label=torch.tensor([1])), Rng(0, range(1))
+
+    def call() -> None:
+        net.zero_grad(set_to_none=True)
+        net.loss(Batch(z=z), cond, step=0, rng=rng)["loss"].backward()
+
+    return call
+
+
+def rows(pairs: Mapping[int, int] = PAIRS) -> list[Row]:
+    """Return the time of a training step of one picture at each length, ours DiffuSSM's and DiT's the peer's."""
+    found = []
+    for length, count in pairs.items():
+        both = configs(length)
+        timing = alternate(step("diffussm", both["diffussm"]), step("dit", both["dit"]), pairs=count)
+        numbers = {f"{name}_params": config.cost().params for name, config in both.items()}
+        work = {f"{name}_mflops": config.cost().flops // 10**6 for name, config in both.items()}
+        name = f"diffussm train step, {length} positions, beside DiT"
+        found.append(Row(name, timing.ours, timing.peer, timing.ratio, "s", {"positions": length, **numbers, **work}))
+    return found
+
+
+def exponents(seconds: Mapping[int, float]) -> dict[int, float]:
+    """Return by which power of the length time has grown since the length before."""
+    lengths = sorted(seconds)
+    return {b: math.log(seconds[b] / seconds[a]) / math.log(b / a) for a, b in itertools.pairwise(lengths)}
+
+
+def planned() -> dict[str, dict[int, float]]:
+    """Return multiply-adds of a forward pass in billions: name -> positions -> number, as DiT's paper counts."""
+    variants = {"DiffuSSM-XL": "diffussm_xl_256", "DiT-XL/1": "dit_xl_2_256", "DiT-XL/2": "dit_xl_2_256"}
+    found: dict[str, dict[int, float]] = {}
+    for name, variant in variants.items():
+        base = locate(f"zoo_diffussm.variants:{variant}")()
+        base = evolve(base, patch=1) if name == "DiT-XL/1" else base
+        found[name] = {length: evolve(base, size=(math.isqrt(length),) * 2).cost().flops / 2e9 for length in FORMULA}
+    return found
+
+
+def draw(measured: list[Row], path: Path) -> None:
+    """Draw seconds and multiplications over positions."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    lengths = [row.sizes["positions"] for row in measured]
+    left.plot(lengths, [row.ours for row in measured], marker="o", label="DiffuSSM-S")
+    left.plot(lengths, [row.peer for row in measured], marker="o", label="DiT-S/1")
+    left.set_ylabel("seconds a picture, forward and backward")
+    for name, values in planned().items():
+        right.plot(list(values), list(values.values()), marker="o", label=name)
+    right.set_ylabel("multiply-adds of a forward pass, billions")
+    for axes in (left, right):
+        axes.set(xscale="log", yscale="log", xlabel="positions of the latent")
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    figure.savefig(path, dpi=130)
+
+
+def main(path: str) -> None:
+    """Measure, print and draw."""
+    torch.set_num_threads(2)
+    measured = rows()
+    for row in measured:
+        print(f"{row.name}: ours {row.ours:.3f} s, DiT {row.peer:.3f} s, {row.ratio:.2f} times as fast")
+    for who in ("ours", "peer"):
+        seconds = {row.sizes["positions"]: getattr(row, who) for row in measured}
+        print(f"{who}: growth with the length, power", {n: round(x, 2) for n, x in exponents(seconds).items()})
+    for name, values in planned().items():
+        print(name, {n: round(x, 1) for n, x in values.items()}, "G multiply-adds")
+    draw(measured, Path(path))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

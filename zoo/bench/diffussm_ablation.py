@@ -1,0 +1,114 @@
+"""DiffuSSM's ablations in small, and DiT of as many parameters: label-conditioned, in one latent, for as many updates.
+
+What the paper compares by curves at 400 000 updates: shortening by M = 1, 2, 4, one direction for two, patches in the
+place of shortening, and U-ViT's long skips. Losses are of validation pictures at random noise levels; accuracy is the
+share of pictures of the right colour and shape, one guided sample each.
+
+    python -m zoo.bench.diffussm_ablation --work runs/ablation        about an hour on two cores
+
+A training whose folder is in `--work` and done is not made again; one that was stopped goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from zoo import front, registry
+from zoo.train.metrics import read_rows
+
+DATA = "shapes:objects=1"
+CASES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "M = 2": ("diffussm-class", ()),
+    "M = 1": ("diffussm-class", ("base.shortening=1",)),
+    "M = 4": ("diffussm-class", ("base.shortening=4",)),
+    "one direction": ("diffussm-class", ("base.directions=forward",)),
+    "patches of 2, M = 1": ("diffussm-class", ("base.patch=2", "base.shortening=1")),
+    "long skips": ("diffussm-class", ("base.skips=long",)),
+    "DiT": ("dit-class", ()),
+    "DiT, patches of 2": ("dit-class", ("base.patch=2",)),
+}
+"""What is said of a training -> its card, and what is changed."""
+MEASURED = 50
+"""Updates whose median is the seconds an update."""
+
+
+def folder_of(work: Path, name: str) -> Path:
+    """Return the run folder of a case."""
+    return work / name.lower().replace(" = ", "").replace(",", "").replace(" ", "-")
+
+
+def trained(work: Path, name: str, steps: int | None, latent: Path) -> Path:
+    """Train a case's denoiser in the latent of another run, and return its folder."""
+    from zoo.train.options import TrainOptions
+    from zoo.train.run import run
+
+    card, changes = CASES[name]
+    out = folder_of(work, name)
+    said = (f"latent={latent}", *changes)
+    resume = (out / "run.toml").exists()
+    run(TrainOptions(model=card, part="base", data=DATA, out=out, set=said, steps=steps, resume=resume, sample_every=0))
+    return out
+
+
+def latent_of(work: Path) -> Path:
+    """Train the latent that all cases share, and return its run folder."""
+    from zoo.train.options import TrainOptions
+    from zoo.train.run import run
+
+    out = work / "latent"
+    run(TrainOptions(model="kl", data=DATA, out=out, resume=(out / "run.toml").exists()))
+    return out
+
+
+def judged(out: Path, captions: int) -> dict[str, Any]:
+    """Return what a trained run is worth; kept in its folder."""
+    from zoo.evaluate.report import evaluate_run, write
+
+    kept = out / "evaluation.json"
+    if not kept.exists():
+        system = registry.load_system(str(out))
+        report = evaluate_run(system, DATA, captions=captions, candidates=(1,), bar=front.bar)
+        report["params"] = sum(p.numel() for p in system.parts["base"].parameters())
+        seconds = sorted(row["seconds"] for row in read_rows(out / "metrics.jsonl") if row["part"] == "base")
+        report["seconds"] = seconds[len(seconds) // 2]
+        write(report, kept)
+    found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
+    return found
+
+
+def line(name: str, report: Mapping[str, Any]) -> str:
+    """Return a row of the table."""
+    accuracy = report["accuracy"]
+    shares = " | ".join(f"{accuracy[split]['best_of_1']:.1%}" for split in ("validation", "heldout"))
+    loss, ms = report["base"]["loss"], 1000 * report["seconds"]
+    return f"| {name} | {report['params']:,} | {ms:.0f} ms | {loss:.4f} | {shares} |"
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--work", type=click.Path(file_okay=False, path_type=Path), required=True, help="Folder of the trainings."
+)
+@click.option("--steps", type=click.IntRange(1), help="Updates of each; the card's if not given.")
+@click.option("--captions", type=click.IntRange(1), default=256, show_default=True, help="Pictures a split.")
+@click.option("--threads", type=click.IntRange(1), default=2, show_default=True, help="CPU threads.")
+@click.argument("names", nargs=-1, metavar="[CASE]...")
+def ablation(work: Path, steps: int | None, captions: int, threads: int, names: tuple[str, ...]) -> None:
+    """Train the CASEs (all if none is named), and print a table."""
+    import torch
+
+    torch.set_num_threads(threads)
+    latent = latent_of(work)
+    click.echo("| | parameters | an update | validation loss | validation | heldout |\n|---|---|---|---|---|---|")
+    for name in names or CASES:
+        out = trained(work, name, steps, latent)
+        click.echo(line(name, judged(out, captions)))
+
+
+if __name__ == "__main__":
+    sys.exit(front.run(ablation, "diffussm_ablation"))
