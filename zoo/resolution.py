@@ -284,6 +284,10 @@ def _bind(node: Node, offers: dict[str, tuple[Any, str]], where: str) -> Any:
         around = {**inner, **_offers(told, place.image_size)}
         if place.low is not None:
             around["low"] = place.low, node.card
+            if child.given is None and "low" not in fields(child.cls):
+                raise PartMismatch(
+                    f"{path}: '{child.card}' does not read the picture of the stage below, so that it cannot enlarge it"
+                )
         given = child.given is not None
         config = getattr(child.given, "config", None) if given else _bind(child, around, path)
         values[name] = Ref(child.card, child.interface, config, given)

@@ -95,6 +95,8 @@ class DiffuSsm:
     """Tokens of a caption; None: the tokenizer's. Nothing is built on it."""
     classes: int | None = attrs.field(default=None, validator=_count_or_none)
     """Number of labels, with reads = "label"; None: the system's."""
+    low: int | None = attrs.field(default=None, validator=_count_or_none)
+    """Side of the picture of the stage below, which the network then reads enlarged, beside z; None: there is none."""
 
     @size.validator
     def _divides(self, attribute: Any, value: Grid | None) -> None:
@@ -170,6 +172,8 @@ class DiT:
     """Tokens of a caption; None: the tokenizer's. Nothing is built on it."""
     classes: int | None = attrs.field(default=None, validator=_count_or_none)
     """Number of labels, with reads = "label"; None: the system's."""
+    low: int | None = attrs.field(default=None, validator=_count_or_none)
+    """Side of the picture of the stage below, which the network then reads enlarged, beside z; None: there is none."""
 
     @size.validator
     def _divides(self, attribute: Any, value: Grid | None) -> None:

@@ -58,10 +58,11 @@ def _start(t: Tally, c: DiffuSsm | DiT) -> int:
     told = {"text": ("text_width", "text_length"), "label": ("classes",)}.get(c.reads, ())
     bound(c, "channels", "size", *told)
     assert c.channels is not None
-    with t.at("time"):
-        t.linear("first", WAVES, c.width, 1)
-        t.keep(c.width)
-        t.linear("second", c.width, c.width, 1)
+    for name in ("time", "level") if c.low else ("time",):
+        with t.at(name):
+            t.linear("first", WAVES, c.width, 1)
+            t.keep(c.width)
+            t.linear("second", c.width, c.width, 1)
     tokens = 0
     if c.reads == "text":
         assert c.text_width is not None
@@ -77,7 +78,8 @@ def _start(t: Tally, c: DiffuSsm | DiT) -> int:
     with t.at("input"):
         if c.positions == "sincos":
             t.weight("positions", places, c.width)
-        t.linear("project", c.channels * c.patch**2 * c.shortening, c.width, places)
+        read = c.channels * (2 if c.low else 1)
+        t.linear("project", read * c.patch**2 * c.shortening, c.width, places)
     for _ in range(2):  # the condition before and after its activation, which every block reads
         t.keep(c.width)
     return places + tokens

@@ -56,14 +56,15 @@ class Labels(nn.Embedding):
 
 
 class Input(nn.Module):
-    """z [B,C,H,W] to [B,J,D]: the values of a place, through one linear layer, and its position where there is any."""
+    """z [B,C,H,W] and what is read beside it to [B,J,D]: one linear layer on a place's values, and its position."""
 
     def __init__(self, config: configs.DiffuSsm | configs.DiT) -> None:
         super().__init__()
         assert config.channels is not None
         assert config.size is not None
         self.patch, self.shortening = config.patch, config.shortening
-        self.project = Xavier(config.channels * config.patch**2 * config.shortening, config.width)
+        read = config.channels * (2 if config.low else 1)
+        self.project = Xavier(read * config.patch**2 * config.shortening, config.width)
         self.positions: nn.Parameter | None = None
         if config.positions == "sincos":
             grid = config.size[0] // config.patch, config.size[1] // config.patch

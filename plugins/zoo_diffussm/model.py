@@ -54,11 +54,13 @@ class Condition:
     """What of a condition does not change from step to step."""
 
     embedding: Tensor | None
-    """[B,D] of caption or label."""
+    """[B,D] of caption or label, and of the level of `low`."""
     prefix: Tensor | None
     """[B,T,D] the caption's tokens in front of the picture."""
     mask: Tensor | None
     """[B,T] True where a token is read."""
+    low: Tensor | None
+    """[B,C,H,W] the picture of the stage below."""
 
 
 class Denoiser(nn.Module):
@@ -77,6 +79,7 @@ class Denoiser(nn.Module):
         self.schedule, self.bounded = config.schedule, bool(config.bounded)
         text_width = config.text_width if config.reads == "text" else None
         self.time = TimeEmbedding(WAVES, config.width, "silu", Small)
+        self.level = TimeEmbedding(WAVES, config.width, "silu", Small) if config.low else None
         self.pool = Pool(text_width, config.width, POOL_HEADS) if text_width else None
         self.prefix = nn.Linear(text_width, config.width) if text_width and config.prefix else None
         self.label = Labels((config.classes or 0) + 1, config.width) if config.reads == "label" else None
@@ -127,7 +130,8 @@ class Denoiser(nn.Module):
         if fixed.embedding is not None:
             embedding = embedding + fixed.embedding
         told = F.silu(embedding)
-        x = self.stack(self.input(z), told, fixed.prefix, fixed.mask)
+        read = z if fixed.low is None else torch.cat((z, fixed.low.to(z.dtype)), dim=1)
+        x = self.stack(self.input(read), told, fixed.prefix, fixed.mask)
         y = wide(self.head(x, told))
         if self.config.variance == "fixed":
             return Prediction(y)
@@ -136,16 +140,22 @@ class Denoiser(nn.Module):
 
     def _fixed(self, cond: Cond) -> Condition:
         """Return what the condition alone decides."""
+        found: list[Tensor] = []
+        prefix = mask = low = None
         if self.label is not None:
-            return Condition(self.label(label_or_null(cond, self.config.classes or 0)), None, None)
-        if self.pool is None:
-            return Condition(None, None, None)
-        text, mask = text_or_null(cond, self.pool.position.dtype)
-        pooled = self.pool(text, mask)
-        if self.prefix is None:
-            return Condition(pooled, None, None)
-        text, mask = right_aligned(text, mask)
-        return Condition(pooled, self.prefix(text), mask)
+            found.append(self.label(label_or_null(cond, self.config.classes or 0)))
+        if self.pool is not None:
+            text, mask = text_or_null(cond, self.pool.position.dtype)
+            found.append(self.pool(text, mask))
+            if self.prefix is not None:
+                text, mask = right_aligned(text, mask)
+                prefix = self.prefix(text)
+        if self.level is not None:
+            if cond.low is None or cond.low_level is None:
+                raise PartMismatch("this stage enlarges a picture, and the condition has no `low` or no `low_level`")
+            found.append(self.level(self.schedule.time(cond.low_level)))
+            low = cond.low
+        return Condition(sum(found[1:], found[0]) if found else None, prefix, mask, low)
 
 
 def right_aligned(text: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

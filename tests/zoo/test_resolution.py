@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 import zoo
+from zoo import resolution
 from zoo.config import without_none
 from zoo.errors import ConfigError, PartMismatch, UnknownName, ZooError
 from zoo.parts import Facts, Recipe
@@ -283,3 +284,14 @@ def test_a_card_is_never_taken_for_a_folder(tmp_path: Any, monkeypatch: pytest.M
 def test_resolving_needs_no_torch() -> None:
     code = "import sys, zoo; zoo.resolve('dalle-12b', ['prior.depth=2']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"]).returncode == 0
+
+
+def test_a_denoiser_that_reads_no_picture_cannot_enlarge(monkeypatch: pytest.MonkeyPatch) -> None:
+    known = resolution.fields
+
+    def without(cls: type) -> dict[str, Any]:
+        return {name: kind for name, kind in known(cls).items() if (cls.__name__, name) != ("EfficientUNet", "low")}
+
+    monkeypatch.setattr(resolution, "fields", without)
+    with pytest.raises(PartMismatch, match="sr32: 'imagen-sr-tiny' does not read the picture of the stage below"):
+        zoo.resolve("imagen-tiny")

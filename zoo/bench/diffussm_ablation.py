@@ -22,7 +22,7 @@ import click
 from zoo import front, registry
 from zoo.train.metrics import read_rows
 
-DATA = "shapes:objects=1"
+DATA = "shapes:objects=1,n=32768"
 CASES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "M = 2": ("diffussm-class", ()),
     "M = 1": ("diffussm-class", ("base.shortening=1",)),

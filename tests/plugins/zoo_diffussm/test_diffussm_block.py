@@ -5,6 +5,7 @@ import torch
 from attrs import evolve
 from torch.nn import functional as F
 
+import zoo
 from zoo.errors import ConfigError, PartMismatch
 from zoo.interfaces import Batch, Cond
 from zoo.nn.residual import residuals
@@ -253,3 +254,25 @@ def test_what_the_condition_must_be():
         net.predict(z[:, :, :2], logsnr, Cond(label=torch.tensor([0, 1])))
     with pytest.raises(ConfigError, match="still open"):
         evolve(SMALL, classes=None).cost()
+
+
+def test_enlarging():
+    """The picture below and its noise level are read beside z; they must be there."""
+    config = evolve(SMALL, low=2)
+    net = build(config)
+    z, logsnr, cond = asked(config)
+    with pytest.raises(PartMismatch, match="no `low`"):
+        net.predict(z, logsnr, cond)
+    one, other, louder = (
+        net.predict(z, logsnr, evolve(cond, low=low, low_level=level)).mean
+        for low, level in ((z, logsnr), (-z, logsnr), (z, logsnr - 2))
+    )
+    assert float((one - other).detach().abs().max()) > 1e-6
+    assert float((one - louder).detach().abs().max()) > 1e-6
+
+
+def test_any_stage_of_a_cascade():
+    system = zoo.build("imagen-tiny", overrides=["base=dit-denoiser-tiny", "sr32=diffussm-denoiser-tiny"])
+    assert [system.parts[role].config.low for role in ("base", "sr32")] == [None, 16]
+    z, cond = torch.randn(1, 3, 32, 32), Cond(text=torch.randn(1, 4, 24), low_level=torch.zeros(1))
+    assert system.parts["sr32"].predict(z, torch.zeros(1), evolve(cond, low=z)).mean.shape == z.shape

@@ -25,6 +25,7 @@ CONFIGS = {
     "forward": evolve(SSM, shortening=4, directions="forward", discretisation="bilinear"),
     "skips": evolve(SSM, skips="long", patch=2, positions="sincos"),
     "text": evolve(SSM, **TEXT),
+    "enlarging": evolve(SSM, low=4),
     "prefix": evolve(SSM, prefix=True, **TEXT),
     "dit": ATTENTION,
     "dit-patch-text": evolve(ATTENTION, variance="fixed", **TEXT),
@@ -45,10 +46,11 @@ def loss_of(config, net):
     dtype = net.head.project.weight.dtype
     z, text = rng.normal(3, 8, 8).to(dtype), rng.normal(5, 12).to(dtype)
     cond = Cond()
+    low = {"low": torch.zeros_like(z), "low_level": torch.zeros(ROWS)} if config.low else {}
     if config.reads == "text":
         cond = Cond(text=text, text_mask=torch.ones(ROWS, 5, dtype=torch.bool))
     if config.reads == "label":
-        cond = Cond(label=torch.zeros(ROWS, dtype=torch.int64))
+        cond = Cond(label=torch.zeros(ROWS, dtype=torch.int64), **low)
     return lambda: net.loss(Batch(z=z), cond, step=0, rng=rng)["loss"]
 
 
