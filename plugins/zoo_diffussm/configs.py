@@ -65,8 +65,8 @@ class DiffuSsm:
     positions: Literal["none", "sincos"] = "none"
     """"sincos": DiT's fixed embedding of each place is added to the input [2]. The SSM knows the order without."""
     prefix: bool = False
-    """With reads = "text": whether the caption's tokens also stand in front of the picture, beside the pooled caption
-    that modulates every block."""
+    """Whether the caption's tokens, or the label, also stand in front of the picture, beside the vector that modulates
+    every block: what [2] calls in-context conditioning."""
 
     reads: Reads = "label"
     """What it is conditioned on."""
@@ -142,8 +142,8 @@ class DiT:
     positions: Literal["sincos", "none"] = "sincos"
     """Fixed embedding of each patch's place, added to the input [2] section 3.2."""
     prefix: bool = False
-    """With reads = "text": whether the caption's tokens also stand in front of the picture, beside the pooled caption
-    that modulates every block ("in-context conditioning" of [2] is the same with labels)."""
+    """Whether the caption's tokens, or the label, also stand in front of the picture, beside the vector that modulates
+    every block: "in-context conditioning" [2] section 3.2."""
 
     reads: Reads = "label"
     """What it is conditioned on."""

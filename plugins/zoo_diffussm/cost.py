@@ -73,6 +73,9 @@ def _start(t: Tally, c: DiffuSsm | DiT) -> int:
             t.linear("prefix", c.text_width, c.width, tokens)
             t.keep(raw=tokens + _places(c))  # which places are read
     if c.reads == "label":
+        if c.prefix:
+            tokens = 1
+            t.linear("prefix", c.width, c.width, 1)
         t.embedding("label", (c.classes or 0) + 1, c.width, 1)
     places = _places(c)
     with t.at("input"):

@@ -56,7 +56,7 @@ class Condition:
     embedding: Tensor | None
     """[B,D] of caption or label, and of the level of `low`."""
     prefix: Tensor | None
-    """[B,T,D] the caption's tokens in front of the picture."""
+    """[B,T,D] the caption's tokens, or the label, in front of the picture."""
     mask: Tensor | None
     """[B,T] True where a token is read."""
     low: Tensor | None
@@ -81,7 +81,8 @@ class Denoiser(nn.Module):
         self.time = TimeEmbedding(WAVES, config.width, "silu", Small)
         self.level = TimeEmbedding(WAVES, config.width, "silu", Small) if config.low else None
         self.pool = Pool(text_width, config.width, POOL_HEADS) if text_width else None
-        self.prefix = nn.Linear(text_width, config.width) if text_width and config.prefix else None
+        told = {"text": text_width, "label": config.width}.get(config.reads)
+        self.prefix = nn.Linear(told, config.width) if told and config.prefix else None
         self.label = Labels((config.classes or 0) + 1, config.width) if config.reads == "label" else None
         self.input = Input(config)
         self.stack = stack
@@ -143,7 +144,10 @@ class Denoiser(nn.Module):
         found: list[Tensor] = []
         prefix = mask = low = None
         if self.label is not None:
-            found.append(self.label(label_or_null(cond, self.config.classes or 0)))
+            label = self.label(label_or_null(cond, self.config.classes or 0))
+            found.append(label)
+            if self.prefix is not None:
+                prefix = self.prefix(label)[:, None]
         if self.pool is not None:
             text, mask = text_or_null(cond, self.pool.position.dtype)
             found.append(self.pool(text, mask))

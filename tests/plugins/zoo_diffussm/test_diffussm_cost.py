@@ -26,6 +26,7 @@ CONFIGS = {
     "skips": evolve(SSM, skips="long", patch=2, positions="sincos"),
     "text": evolve(SSM, **TEXT),
     "enlarging": evolve(SSM, low=4),
+    "label-prefix": evolve(SSM, prefix=True),
     "prefix": evolve(SSM, prefix=True, **TEXT),
     "dit": ATTENTION,
     "dit-patch-text": evolve(ATTENTION, variance="fixed", **TEXT),
