@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -24,15 +25,19 @@ from zoo.resolution import is_run
 @click.option("--chunk", type=click.IntRange(1), default=128, show_default=True, help="Candidates drawn at a time.")
 @click.option("--pictures", type=click.IntRange(1), default=2048, show_default=True, help="For the codebook.")
 @click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--checkpoints", metavar="PART", help="Judge single samples at every checkpoint the run has kept of a stage."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def evaluate(
     run: str, data: str | None, splits: str | None, captions: int, candidates: str, blur: str | None, distances: str,
-    chunk: int, pictures: int, seed: int, as_json: bool,
+    chunk: int, pictures: int, seed: int, checkpoints: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Judge the run folder RUN; writes evaluation.json, captioned grids and curves into it.
 
     \b
     zoo evaluate runs/dalle --candidates 1,8,32,128 --blur 0,1,2,4,8
+    zoo evaluate runs/diffussm --checkpoints base       over the pictures seen; train with --keep 12
 
     A codebook is judged on reconstructions and usage, a prior on likelihood, and a whole system on how far its pictures
     are from real ones and, where the data allows such a check (shapes), on whether they obey their captions, also by
@@ -47,6 +52,11 @@ def evaluate(
     if not is_run(run):
         raise BadRun(f"'{run}' is not a run folder (no run.toml); train one: python scripts/train.py --model dalle")
     folder = RunFolder(run)
+    among = splits.split(",") if splits else None
+    if checkpoints is not None:
+        _over_time(run, checkpoints, data or folder.data["data"], as_json,
+                   splits=among, captions=captions, seed=seed, chunk=chunk)  # fmt: skip
+        return
     counts = whole_numbers(candidates, "--candidates", "1,8", 1)
     blurs = amounts(blur, "--blur", "0,1,2,4,8") if blur else ()
     features = distances.split(",") if distances else []
@@ -54,7 +64,7 @@ def evaluate(
     report = evaluate_run(
         load_system(run),
         data or folder.data["data"],
-        splits=splits.split(",") if splits else None,
+        splits=among,
         captions=captions,
         candidates=counts,
         blur=blurs,
@@ -67,3 +77,15 @@ def evaluate(
     )
     write(report, Path(run) / "evaluation.json")
     click.echo(json.dumps(report, indent=1) if as_json else "\n".join(lines(report)))
+
+
+def _over_time(run: str, part: str, data: str, as_json: bool, **how: Any) -> None:
+    """Print and draw what the run's checkpoints are worth; writes over-time.json and a picture into it."""
+    from zoo.evaluate.over_time import draw, lines, over_time
+    from zoo.evaluate.report import write
+    from zoo.front import bar
+
+    report = over_time(load_system(run), Path(run), part, data, bar=bar, **how)
+    write(report, Path(run) / "over-time.json")
+    draw(report, Path(run) / "over-time.png")
+    click.echo(json.dumps(report, indent=1) if as_json else "\n".join([*lines(report), f"{run}/over-time.png"]))
