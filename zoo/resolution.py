@@ -286,7 +286,8 @@ def _bind(node: Node, offers: dict[str, tuple[Any, str]], where: str) -> Any:
             around["low"] = place.low, node.card
             if child.given is None and "low" not in fields(child.cls):
                 raise PartMismatch(
-                    f"{path}: '{child.card}' does not read the picture of the stage below, so that it cannot enlarge it"
+                    f"{path}: '{child.card}' does not read the picture of the stage below, which it would enlarge; "
+                    f"set {path}=none, or to a card with a field 'low'"
                 )
         given = child.given is not None
         config = getattr(child.given, "config", None) if given else _bind(child, around, path)

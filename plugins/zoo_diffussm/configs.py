@@ -62,7 +62,7 @@ class DiffuSsm:
     ablation at equal size."""
     skips: Literal["none", "long"] = "none"
     """"long": the second half of the blocks also reads what the first half made, as U-ViT does [4]."""
-    positions: Literal["none", "sincos"] = "none"
+    positions: Literal["none", "sincos"] = attrs.field(default="none")
     """"sincos": DiT's fixed embedding of each place is added to the input [2]. The SSM knows the order without."""
     prefix: bool = False
     """Whether the caption's tokens, or the label, also stand in front of the picture, beside the vector that modulates
@@ -97,6 +97,10 @@ class DiffuSsm:
     """Number of labels, with reads = "label"; None: the system's."""
     low: int | None = attrs.field(default=None, validator=_count_or_none)
     """Side of the picture of the stage below, which the network then reads enlarged, beside z; None: there is none."""
+
+    @positions.validator
+    def _filled(self, attribute: Any, value: str) -> None:
+        _quarters(self.width, value)
 
     @size.validator
     def _divides(self, attribute: Any, value: Grid | None) -> None:
@@ -139,7 +143,7 @@ class DiT:
     """P, side of a patch of the latent [2] section 3.2."""
     hidden: int = attrs.field(default=4, validator=_count)
     """Width of the layer between the two of an MLP, in multiples of `width` [2]."""
-    positions: Literal["sincos", "none"] = "sincos"
+    positions: Literal["sincos", "none"] = attrs.field(default="sincos")
     """Fixed embedding of each patch's place, added to the input [2] section 3.2."""
     prefix: bool = False
     """Whether the caption's tokens, or the label, also stand in front of the picture, beside the vector that modulates
@@ -175,6 +179,10 @@ class DiT:
     low: int | None = attrs.field(default=None, validator=_count_or_none)
     """Side of the picture of the stage below, which the network then reads enlarged, beside z; None: there is none."""
 
+    @positions.validator
+    def _filled(self, attribute: Any, value: str) -> None:
+        _quarters(self.width, value)
+
     @size.validator
     def _divides(self, attribute: Any, value: Grid | None) -> None:
         if value is not None:
@@ -197,6 +205,12 @@ class DiT:
     def cost(self, batch: int = 1) -> Cost:
         """Return what it costs; see `zoo.cost`. The global batch changes nothing."""
         return cost.dit(self)
+
+
+def _quarters(width: int, positions: str) -> None:
+    """Refuse a width that sines and cosines of two coordinates do not fill."""
+    if positions == "sincos" and width % 4:
+        raise ValueError(f"'width' must be a multiple of 4 with positions = 'sincos': {width}")
 
 
 def _even(instance: Any, attribute: Any, value: int) -> None:

@@ -36,7 +36,7 @@ def from_dit(state: State, config: DiT) -> dict[str, Tensor]:
 
     Raises:
         BadWeights: a key is missing or left over.
-        ConfigError: the denoiser reads no labels, or has no fixed positions, both of which [1] always does.
+        ConfigError: the denoiser has what [1] has not, or lacks what it has.
     """
     _as_theirs(config)
     left = dict(state)
@@ -57,7 +57,7 @@ def to_dit(state: State, config: DiT) -> dict[str, Tensor]:
 
     Raises:
         BadWeights: a key is missing or left over.
-        ConfigError: the denoiser reads no labels, or has no fixed positions, both of which [1] always does.
+        ConfigError: the denoiser has what [1] has not, or lacks what it has.
     """
     _as_theirs(config)
     left = dict(state)
@@ -87,8 +87,11 @@ def _tensors(config: DiT) -> Iterator[tuple[str, str]]:
 
 
 def _as_theirs(config: DiT) -> None:
-    if config.reads != "label" or config.positions != "sincos":
-        raise ConfigError("DiT's own weights read labels and have fixed positions; set reads=label positions=sincos")
+    if config.reads != "label" or config.positions != "sincos" or config.prefix or config.low:
+        raise ConfigError(
+            "DiT's own weights read labels and have fixed positions, and nothing in front of or beside the picture; "
+            "set reads=label positions=sincos prefix=false, outside of a cascade's upper stages"
+        )
 
 
 def _take(left: dict[str, Tensor], key: str, state: State) -> Tensor:

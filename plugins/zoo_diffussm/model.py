@@ -28,13 +28,12 @@ from zoo.parts import Recipe
 from zoo.rng import Rng
 from zoo_diffussm import configs
 from zoo_diffussm.attention import dit_blocks
+from zoo_diffussm.cost import WAVES
 from zoo_diffussm.layers import Head, Input, Labels, Small
 from zoo_diffussm.ssm import Stack, ssm_blocks
 
 Config = configs.DiffuSsm | configs.DiT
 
-WAVES = 256
-"""Width of the time embedding's waves [2], code."""
 POOL_HEADS = 4
 """Heads of the attention that pools a caption. Neither paper reads captions."""
 

@@ -43,7 +43,7 @@ TINY: dict[str, Any] = {
 def _recipe(steps: int) -> Recipe:
     """Return DiT's recipe [2], code, which [1] section 5 takes over: no weight decay, no warm-up, no clipping."""
     return Recipe(
-        lr=1e-4, schedule="constant", clip=None, ema=0.9999, batch=256, steps=steps, transform="crop"
+        lr=1e-4, schedule="constant", clip=None, ema=0.9999, batch=256, steps=steps, transform="flip"
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ What the paper compares by curves at 400 000 updates: shortening by M = 1, 2, 4,
 place of shortening, and U-ViT's long skips. Losses are of validation pictures at random noise levels; accuracy is the
 share of pictures of the right colour and shape, one guided sample each.
 
-    python -m zoo.bench.diffussm_ablation --work runs/ablation        about an hour on two cores
+    python -m zoo.bench.diffussm_ablation --work runs/ablation
 
 A training whose folder is in `--work` and done is not made again; one that was stopped goes on.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import click
 
 from zoo import front, registry
+from zoo.runs import RunFolder
 from zoo.train.metrics import read_rows
 
 DATA = "shapes:objects=1,n=32768"
@@ -34,8 +35,6 @@ CASES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "DiT, patches of 2": ("dit-class", ("base.patch=2",)),
 }
 """What is said of a training -> its card, and what is changed."""
-MEASURED = 50
-"""Updates whose median is the seconds an update."""
 
 
 def folder_of(work: Path, name: str) -> Path:
@@ -67,16 +66,16 @@ def latent_of(work: Path) -> Path:
 
 
 def judged(out: Path, captions: int) -> dict[str, Any]:
-    """Return what a trained run is worth; kept in its folder."""
+    """Return what a trained run is worth; kept in its folder until it is another run, or asked of other pictures."""
     from zoo.evaluate.report import evaluate_run, write
 
-    kept = out / "evaluation.json"
-    if not kept.exists():
+    kept, asked = out / "evaluation.json", {"captions": captions, "part": RunFolder(out).fingerprint("base")}
+    if not kept.exists() or json.loads(kept.read_text(encoding="utf-8")).get("asked") != asked:
         system = registry.load_system(str(out))
         report = evaluate_run(system, DATA, captions=captions, candidates=(1,), bar=front.bar)
         report["params"] = sum(p.numel() for p in system.parts["base"].parameters())
         seconds = sorted(row["seconds"] for row in read_rows(out / "metrics.jsonl") if row["part"] == "base")
-        report["seconds"] = seconds[len(seconds) // 2]
+        report |= {"seconds": seconds[len(seconds) // 2], "asked": asked}
         write(report, kept)
     found: dict[str, Any] = json.loads(kept.read_text(encoding="utf-8"))
     return found

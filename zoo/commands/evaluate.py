@@ -26,14 +26,14 @@ from zoo.resolution import is_run
 @click.option("--pictures", type=click.IntRange(1), default=2048, show_default=True, help="For the codebook.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option(
-    "--checkpoints", metavar="PART", help="Judge single samples at every checkpoint the run has kept of a stage."
+    "--checkpoints", metavar="PART", help="Judge every checkpoint kept of a stage, by loss and single samples alone."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def evaluate(
     run: str, data: str | None, splits: str | None, captions: int, candidates: str, blur: str | None, distances: str,
     chunk: int, pictures: int, seed: int, checkpoints: str | None, as_json: bool,
 ) -> None:  # fmt: skip
-    """Judge the run folder RUN; writes evaluation.json, captioned grids and curves into it.
+    """Judge the run folder RUN; writes evaluation.json (--checkpoints: over-time.json), grids and curves into it.
 
     \b
     zoo evaluate runs/dalle --candidates 1,8,32,128 --blur 0,1,2,4,8

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from zoo.errors import UnknownName
+from zoo.errors import BadRun, UnknownName
 from zoo.evaluate.report import Report, evaluate_run
 from zoo.train.moments import load, moments
 from zoo.train.stage import recipe_of
@@ -29,21 +29,25 @@ def over_time(
 
     Raises:
         UnknownName: there is no such stage.
-        BadRun: none of its checkpoints is there.
+        BadRun: none of its checkpoints is there, or the stage has no loss.
     """
     if part not in generator.stages:
         raise UnknownName("stage", part, generator.stages, f"'{generator.card}' has {', '.join(generator.stages)}")
-    known, rows = moments(run, part), []
-    batch = next((moment.batch for moment in known if moment.batch is not None), recipe_of(generator, part).batch)
-    for moment in known:
+    rows, usual = [], recipe_of(generator, part).batch
+    for moment in moments(run, part):
         load(generator, part, moment)
         found = evaluate_run(
             generator, data, splits=splits, captions=captions, candidates=(1,), distances=(), pictures=LOOKED_AT,
             seed=seed, chunk=chunk, bar=bar,
         )  # fmt: skip
+        if "loss" not in found.get(part, {}):
+            raise BadRun(
+                f"{run}: stage '{part}' has no loss to follow, or reads parts that are not trained; take another "
+                f"stage, or train them: python scripts/train.py --model {run} --resume"
+            )
         judged = found.get("accuracy", {})
-        row = {"step": moment.step, "pictures": moment.step * batch, "loss": found[part]["loss"]}
-        rows.append({**row, "accuracy": {s: judged[s]["best_of_1"] for s in found["splits"] if s in judged}})
+        row = {"step": moment.step, "pictures": moment.step * (moment.batch or usual), "loss": found[part]["loss"]}
+        rows.append({**row, "accuracy": {s: judged[s]["best_of_1"] for s in found.get("splits", ()) if s in judged}})
     return {"run": str(run), "part": part, "data": data, "captions": captions, "seed": seed, "checkpoints": rows}
 
 

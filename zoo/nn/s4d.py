@@ -159,6 +159,11 @@ class S4D(nn.Module):
         self.reverse = Ssm(width, state, init, rule, dt) if bidirectional else None
         self._kept = _Kept()
 
+    def train(self, mode: bool = True) -> S4D:
+        """Switch between training and evaluation; what was kept is forgotten, since engines swap weights unseen."""
+        self._kept.forget()
+        return super().train(mode)
+
     def forward(self, u: Tensor) -> Tensor:
         """Return [B,L,H] of u [B,L,H], in its precision; of both directions [B,L,2H], the causal one first.
 

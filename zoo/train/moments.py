@@ -7,10 +7,12 @@ moving average where there is one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import attrs
+from torch import Tensor
 
 from zoo.errors import BadRun
 from zoo.runs import RunFolder
@@ -29,9 +31,9 @@ class Moment:
 
     @property
     def batch(self) -> int | None:
-        """The global batch it was trained with; None of a finished part's file, which does not say."""
+        """The global batch it was trained with, where that was written down."""
         if self.path.is_file():
-            return None
+            return read_metadata(self.path).get("batch")
         facts = json.loads((self.path / MANIFEST).read_text(encoding="utf-8"))["facts"]
         return int(facts["recipe"]["batch"])
 
@@ -42,7 +44,7 @@ class Moment:
 
 
 def moments(run: Path, part: str) -> list[Moment]:
-    """Return a run's whole checkpoints of a stage, oldest first, and the finished part where none is as old.
+    """Return a run's whole checkpoints of a stage, and the finished part where no checkpoint is of its step; in order.
 
     Raises:
         BadRun: there are none.
@@ -56,7 +58,7 @@ def moments(run: Path, part: str) -> list[Moment]:
             whole.append(Moment(step, done))
     if not whole:
         raise BadRun(f"'{run}' has no whole checkpoint of its {part} in {run / 'checkpoints' / part}")
-    return whole
+    return sorted(whole, key=lambda moment: moment.step)
 
 
 def load(generator: Any, part: str, moment: Moment) -> None:
@@ -65,15 +67,22 @@ def load(generator: Any, part: str, moment: Moment) -> None:
     Raises:
         BadWeights: they do not fit.
     """
-    if moment.path.is_file():
-        tensors, _ = load_tensors(moment.path)
-        state = {f"{part}.{name}": x for name, x in tensors.items()}
-    else:
-        with Shards(moment.path) as shards:
-            state = {name: shards.lazy(name).fetch() for name in shards.names("weights")}
-    for role in generator.stages[part]:
-        own = {name.removeprefix(f"{role}."): x for name, x in state.items() if name.startswith(f"{role}.")}
-        if own:
-            load_into(generator.parts[role], own, moment.path)
-            generator.mark_ready(role)
+    for role, (tensors, path) in _states(generator.stages[part], moment).items():
+        load_into(generator.parts[role], tensors, path)
+        generator.mark_ready(role)
     generator.eval()
+
+
+def _states(roles: Sequence[str], moment: Moment) -> dict[str, tuple[dict[str, Tensor], Path]]:
+    """Return the tensors of each role that a stage trains, and the file or folder that they are of."""
+    if moment.path.is_file():  # the parts of a stage are finished together
+        files = {role: moment.path.with_name(f"{role}.safetensors") for role in roles}
+        return {role: (load_tensors(path)[0], path) for role, path in files.items() if path.is_file()}
+    with Shards(moment.path) as shards:
+        names = shards.names("weights")
+        own = {role: [name for name in names if name.startswith(f"{role}.")] for role in roles}
+        return {
+            role: ({name.removeprefix(f"{role}."): shards.lazy(name).fetch() for name in mine}, moment.path)
+            for role, mine in own.items()
+            if mine
+        }

@@ -3,12 +3,14 @@
 import json
 
 import pytest
+import torch
 
 import zoo
 from zoo.cli import main
 from zoo.errors import UnknownName
-from zoo.evaluate.over_time import over_time
-from zoo.train.moments import moments
+from zoo.evaluate.over_time import draw, lines, over_time
+from zoo.registry import load_system
+from zoo.train.moments import Moment, load, moments
 from zoo.train.options import TrainOptions
 from zoo.train.run import run as train
 
@@ -53,3 +55,24 @@ def test_the_last_moment_is_the_run_itself(run):
 def test_a_stage_that_is_not_there(run):
     with pytest.raises(UnknownName, match="bse"):
         over_time(zoo.load(str(run)), run, "bse", "shapes", bar=no_bar)
+
+
+def test_a_stage_whose_system_cannot_draw_yet(run, tmp_path):
+    """A finished part alone: its loss is followed, or what is missing is said."""
+    out = tmp_path / "latent"
+    train(TrainOptions(model="kl-tiny", out=out, steps=4, batch=4, save_every=2, keep=9, sample_every=0))
+    report = over_time(load_system(str(out)), out, "latent", "shapes", bar=no_bar)
+    assert [row["accuracy"] for row in report["checkpoints"]] == [{}, {}]
+    draw(report, tmp_path / "x.png")
+    assert lines(report)[1].split() == ["updates", "pictures", "loss"]
+
+
+def test_a_finished_part_among_checkpoints_brings_its_own_text_encoder(run):
+    system = zoo.load(str(run))
+    own = {n: x.clone() for n, x in system.parts["text_encoder"].state_dict().items()}
+    first, *_, last = moments(run, "base")
+    load(system, "base", first)
+    assert any(not torch.equal(x, own[n]) for n, x in system.parts["text_encoder"].state_dict().items())
+    load(system, "base", Moment(last.step, run / "base.safetensors"))
+    assert all(torch.equal(x, own[n]) for n, x in system.parts["text_encoder"].state_dict().items())
+    assert Moment(last.step, run / "base.safetensors").batch == 4

@@ -333,3 +333,17 @@ def test_bad_settings(wrong):
 def test_bad_input(shape):
     with pytest.raises(ValueError, match=r"S4D takes \[B,L,5\]"):
         S4D(WIDTH)(torch.zeros(shape))
+
+
+def test_weights_that_engines_swap_unseen_are_noticed_at_the_next_evaluation():
+    layer, u = S4D(4, state=8).eval(), torch.randn(1, 16, 4)
+    with torch.no_grad():
+        one = layer(u)
+        for p in layer.parameters():
+            p.data.copy_(p * 0.5)  # as an average is put in the weights' place
+        layer.eval()
+        two = layer(u)
+        fresh = S4D(4, state=8).eval()
+        fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(two, fresh(u).detach())
+    assert not torch.allclose(one, two)
