@@ -103,7 +103,7 @@ def draw(measured: list[Row], path: Path) -> None:
     left.set_ylabel("seconds a picture, forward and backward")
     for name, values in planned().items():
         right.plot(list(values), list(values.values()), marker="o", label=name)
-    right.set_ylabel("multiply-adds of a forward pass, billions, without FFTs")
+    right.set_ylabel("billion multiply-adds forward, FFTs left out")
     for axes in (left, right):
         axes.set(xscale="log", yscale="log", xlabel="positions of the latent")
         axes.grid(alpha=0.3)
