@@ -24,12 +24,10 @@ from zoo.interfaces import Batch, Cond
 from zoo.rng import Rng
 from zoo.specs import locate
 
-LENGTHS = (256, 1024, 4096, 16_384)
-"""Positions at which both are timed: square latents."""
 FORMULA = (256, 1024, 4096, 16_384, 65_536)
 """Positions at which multiplications are planned."""
 PAIRS = {256: 7, 1024: 5, 4096: 2, 16_384: 1}
-"""Timed pairs at each length."""
+"""Positions at which both are timed, on square latents -> timed pairs."""
 
 
 def configs(length: int) -> dict[str, Any]:

@@ -225,9 +225,6 @@ class _Kept:
             self._weights, self._key, self._spectra = weights, key, spectra(layer._kernels(length))
         return self._spectra
 
-    def __deepcopy__(self, memo: dict[int, object]) -> _Kept:
-        return _Kept()
-
     def __reduce__(self) -> tuple[type, tuple[()]]:
         return _Kept, ()
 
