@@ -9,14 +9,19 @@ Letters: V caption pieces, T caption positions, K image codes, D width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from zoo.errors import BadWeights, ConfigError, suggest
+from zoo.errors import BadWeights, ConfigError
+from zoo.keys import nothing_left, take
 from zoo_dalle.configs import DallePrior
 
 State = Mapping[str, Tensor]
+
+_take = partial(take, "DALL-E weights")
+_nothing_left = partial(nothing_left, "DALL-E weights")
 
 MINDALLE = {"pattern": "full", "block": "pre", "gelu": "exact", "positions": "each", "final_norms": 1,
             "head_bias": False, "first_token": "given", "mlp_ratio": 4, "reads": "ids"}  # fmt: skip
@@ -178,17 +183,6 @@ def _rudalle(config: DallePrior) -> Iterator[tuple[str, str, str]]:
     yield "norm.1", "to_logits.0", "weight bias"
 
 
-def _take(left: dict[str, Tensor], key: str, whole: State) -> Tensor:
-    if key not in left:
-        raise BadWeights(f"DALL-E weights lack '{key}'{suggest(key, whole)}")
-    return left.pop(key)
-
-
 def _rows(key: str, x: Tensor, rows: int) -> None:
     if len(x) != rows:
         raise BadWeights(f"'{key}' has {len(x)} rows, and this variant's has {rows}")
-
-
-def _nothing_left(left: State, made: State) -> None:
-    for key in left:
-        raise BadWeights(f"DALL-E weights have an unexpected '{key}'{suggest(key, made)}")

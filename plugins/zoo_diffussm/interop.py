@@ -8,14 +8,19 @@ Letters: D width, C channels, P patch, O output channels of a position.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from zoo.errors import BadWeights, ConfigError, suggest
+from zoo.errors import ConfigError
+from zoo.keys import nothing_left, take
 from zoo_diffussm.configs import DiT
 
 State = Mapping[str, Tensor]
+
+_take = partial(take, "the denoiser's weights")
+_nothing_left = partial(nothing_left, "the denoiser's weights")
 
 OUTSIDE = {
     "time.first": "t_embedder.mlp.0",
@@ -92,14 +97,3 @@ def _as_theirs(config: DiT) -> None:
             "DiT's own weights read labels and have fixed positions, and nothing in front of or beside the picture; "
             "set reads=label positions=sincos prefix=false, outside of a cascade's upper stages"
         )
-
-
-def _take(left: dict[str, Tensor], key: str, state: State) -> Tensor:
-    if key not in left:
-        raise BadWeights(f"the denoiser's weights lack '{key}'{suggest(key, state)}")
-    return left.pop(key)
-
-
-def _nothing_left(left: State, known: State) -> None:
-    for key in left:
-        raise BadWeights(f"the denoiser's weights have an unexpected '{key}'{suggest(key, known)}")

@@ -9,15 +9,20 @@ Letters: D width, H heads, E head width.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from zoo.errors import BadWeights, ConfigError, suggest
+from zoo.errors import BadWeights, ConfigError
+from zoo.keys import nothing_left, take
 from zoo_imagegpt.configs import ImageGptPrior
 
 State = Mapping[str, Tensor]
+
+_take = partial(take, "ImageGPT's weights")
+_nothing_left = partial(nothing_left, "ImageGPT's weights")
 
 TRANSFORMERS = (
     {
@@ -227,14 +232,3 @@ def _zero(key: str, bias: Tensor | None) -> None:
 def _rows(key: str, x: Tensor, rows: int) -> None:
     if len(x) != rows:
         raise BadWeights(f"'{key}' has {len(x)} rows; the model's {rows - 1} codes and a start vector make {rows}")
-
-
-def _take(left: dict[str, Tensor], key: str, state: State) -> Tensor:
-    if key not in left:
-        raise BadWeights(f"ImageGPT's weights lack '{key}'{suggest(key, state)}")
-    return left.pop(key)
-
-
-def _nothing_left(left: State, known: State) -> None:
-    for key in left:
-        raise BadWeights(f"ImageGPT's weights have an unexpected '{key}'{suggest(key, known)}")

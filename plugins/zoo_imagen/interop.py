@@ -8,15 +8,20 @@ Letters: C width of a level, H heads, E head width, T width of the text that att
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 
 import attrs
 import torch
 from torch import Tensor
 
-from zoo.errors import BadWeights, ConfigError, suggest
+from zoo.errors import ConfigError
+from zoo.keys import nothing_left, take
 from zoo_imagen.configs import UNet
 
 State = Mapping[str, Tensor]
+
+_take = partial(take, "the denoiser's weights")
+_nothing_left = partial(nothing_left, "the denoiser's weights")
 
 OUTSIDE = {
     "time.first": "time_embed.0",
@@ -198,14 +203,3 @@ def _up(config: UNet) -> Iterator[tuple[int, int, int]]:
 def _reads_text(config: UNet) -> None:
     if config.reads != "text":
         raise ConfigError(f"reads: DeepFloyd's networks read text, and this one reads '{config.reads}'")
-
-
-def _take(left: dict[str, Tensor], key: str, state: State) -> Tensor:
-    if key not in left:
-        raise BadWeights(f"the denoiser's weights lack '{key}'{suggest(key, state)}")
-    return left.pop(key)
-
-
-def _nothing_left(left: State, known: State) -> None:
-    for key in left:
-        raise BadWeights(f"the denoiser's weights have an unexpected '{key}'{suggest(key, known)}")
