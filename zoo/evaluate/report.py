@@ -91,7 +91,7 @@ def evaluate_run(
             seen = look(generator, source, ask, partial(_advance, progress))
         _enter(report, split, ask, seen, source)
         if grid is not None:
-            _draw(grid.with_name(f"{grid.stem}-{split}{grid.suffix}"), seen, ask.judge)
+            _draw(grid.with_name(f"{grid.stem}-{split}{grid.suffix}"), seen, f"best_of_{max(ask.counts)}")
     if grid is not None and report.get("splits") and ("accuracy" in report or "distance" in report):
         if len(ask.counts) > 1:
             plots.best_of(report, grid.with_name(f"{grid.stem}-candidates{grid.suffix}"))
@@ -153,13 +153,13 @@ def image_size(generator: Any) -> int:
     return generator.config.image_size
 
 
-def _draw(path: Path, seen: Seen, judge: Any) -> None:
+def _draw(path: Path, seen: Seen, best: str) -> None:
     from zoo.data.images import save_grid
 
     marks = list(seen.captions)
-    if judge is not None:
-        good = judge(seen.images, seen.captions).tolist()
-        marks = [text if ok else f"MISSED: {text}" for text, ok in zip(seen.captions, good, strict=True)]
+    if seen.verdicts:
+        good = seen.verdicts[best, 0.0][: len(marks)].tolist()
+        marks = [text if ok else f"MISSED: {text}" for text, ok in zip(marks, good, strict=True)]
     save_grid(path, seen.images, marks, columns=8)
 
 
