@@ -55,12 +55,9 @@ def step(name: str, config: Any) -> Callable[[], None]:
 
 
 def row(length: int, pairs: int) -> Row:
-    """Return the time of a training step of one picture of this many positions, DiT's as the peer's.
-
-    A single pair is not warmed up: DiT's step then takes minutes.
-    """
+    """Return the time of a training step of one picture of this many positions, DiT's as the peer's."""
     both = configs(length)
-    timing = alternate(step("diffussm", both["diffussm"]), step("dit", both["dit"]), pairs, warmup=int(pairs > 1))
+    timing = alternate(step("diffussm", both["diffussm"]), step("dit", both["dit"]), pairs)
     numbers = {f"{name}_params": config.cost().params for name, config in both.items()}
     work = {f"{name}_mflops": config.cost().flops // 10**6 for name, config in both.items()}
     name = f"diffussm train step, {length} positions, beside DiT"

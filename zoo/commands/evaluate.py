@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from zoo.commands.lists import amounts, whole_numbers
-from zoo.errors import BadRun
+from zoo.errors import BadRun, ConfigError
 from zoo.registry import load_system
 from zoo.resolution import is_run
 
@@ -54,6 +55,7 @@ def evaluate(
     folder = RunFolder(run)
     among = splits.split(",") if splits else None
     if checkpoints is not None:
+        _refuse_idle("candidates", "blur", "distances", "pictures")
         _over_time(run, checkpoints, data or folder.data["data"], as_json,
                    splits=among, captions=captions, seed=seed, chunk=chunk)  # fmt: skip
         return
@@ -77,6 +79,14 @@ def evaluate(
     )
     write(report, Path(run) / "evaluation.json")
     click.echo(json.dumps(report, indent=1) if as_json else "\n".join(lines(report)))
+
+
+def _refuse_idle(*names: str) -> None:
+    """Refuse options of the command that --checkpoints would not heed."""
+    context = click.get_current_context()
+    for name in names:
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise ConfigError(f"--checkpoints judges by loss and single samples alone: leave out --{name}")
 
 
 def _over_time(run: str, part: str, data: str, as_json: bool, **how: Any) -> None:
