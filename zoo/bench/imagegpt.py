@@ -25,7 +25,6 @@ from zoo.interfaces import Batch, Cond
 from zoo.rng import Rng
 from zoo.specs import locate
 
-
 SIDES = (16, 32)
 """Grids of codes that are timed: a step of eight rows reads more cache than weights on the second."""
 

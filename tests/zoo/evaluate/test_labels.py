@@ -13,7 +13,14 @@ DATA = "shapes:objects=1,n=64"
 
 def test_pictures_asked_by_label(tmp_path, capsys):
     out = tmp_path / "run"
-    said = ("image_size=32", "base_size=32", "latent.image_size=32", "base.reads=label", "tokenizer=none", "text_encoder=none")
+    said = (
+        "image_size=32",
+        "base_size=32",
+        "latent.image_size=32",
+        "base.reads=label",
+        "tokenizer=none",
+        "text_encoder=none",
+    )
     train(TrainOptions(model="diffussm-tiny", data=DATA, set=said, out=out, steps=2, sample_every=0))
     assert main(["evaluate", str(out), "--captions", "8", "--split", "validation"]) == 0
     report = json.loads((out / "evaluation.json").read_text())

@@ -80,6 +80,4 @@ def test_a_finished_part_among_checkpoints_brings_its_own_text_encoder(run):
 
 def test_options_that_checkpoints_do_not_heed_are_refused(run, capsys):
     assert main(["evaluate", str(run), "--checkpoints", "sr32", "--blur", "0,1"]) == 2
-    assert capsys.readouterr().err == (
-        "zoo: --checkpoints judges by loss and single samples alone: leave out --blur\n"
-    )
+    assert capsys.readouterr().err == ("zoo: --checkpoints judges by loss and single samples alone: leave out --blur\n")
