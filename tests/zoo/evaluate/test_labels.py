@@ -24,7 +24,6 @@ def test_pictures_asked_by_label(tmp_path, capsys):
     train(TrainOptions(model="diffussm-tiny", data=DATA, set=said, out=out, steps=2, sample_every=0))
     assert main(["evaluate", str(out), "--captions", "8", "--split", "validation"]) == 0
     report = json.loads((out / "evaluation.json").read_text())
-    assert 0 <= report["accuracy"]["validation"]["best_of_1"] <= 1
     marked = Image.open(next(out.rglob("*validation*.png"))).info
     missed = round(8 * (1 - report["accuracy"]["validation"]["best_of_1"]))
     assert sum(str(value).count("MISSED") for value in marked.values()) == missed
