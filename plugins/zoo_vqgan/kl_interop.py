@@ -55,6 +55,11 @@ def to_ldm(state: State, config: Kl) -> dict[str, Tensor]:
 def from_stable_diffusion(state: State, config: Kl) -> dict[str, Tensor]:
     """Return our state dict for the first stage of a whole system; raises as `from_ldm` does."""
     first = {name.removeprefix(FIRST_STAGE): x for name, x in state.items() if name.startswith(FIRST_STAGE)}
+    if not first:
+        raise BadWeights(
+            f"this file holds no {MODEL}: none of its {len(state)} names begins with {FIRST_STAGE!r}; a file of an "
+            "autoencoder alone has layout ldm"
+        )
     return from_ldm(first, config)
 
 

@@ -85,6 +85,12 @@ def test_what_is_no_weight_of_it_is_dropped():
     assert same(kl_interop.from_stable_diffusion(system, config), own)
 
 
+def test_a_system_without_a_first_stage_says_so():
+    config, _, ldm = small()
+    with pytest.raises(BadWeights, match=r"no KL autoencoder: none of its \d+ names begins with 'first_stage_model\.'"):
+        kl_interop.from_stable_diffusion(ldm, config)
+
+
 def test_older_names_of_the_attention_are_read():
     config, own, _ = small()
     names = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
