@@ -111,7 +111,8 @@ def text_or_null(cond: Cond, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]
     text, mask = cond.text.to(dtype), cond.text_mask
     if cond.drop is not None:
         text = text.masked_fill(cond.drop[:, None, None], 0)
-        mask = mask if mask is None else mask & ~cond.drop[:, None]
+        mask = torch.ones(text.shape[:2], dtype=torch.bool, device=text.device) if mask is None else mask
+        mask = mask & ~cond.drop[:, None]
     if mask is not None:
         first = torch.arange(mask.shape[1], device=mask.device) == 0
         mask = mask | (first & ~mask.any(1, keepdim=True))
