@@ -34,6 +34,8 @@ _STORAGES = {
     "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
 }
+_ARCHIVE = b"PK\x03\x04"
+"""How a zip archive begins."""
 _DEEPEST = 50
 """Modules inside modules, at most; deeper is a pickle that holds itself."""
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -52,12 +54,23 @@ def read_pickle(path: Path) -> Any:
     try:
         if zipfile.is_zipfile(path):
             return _read_archive(path)
+        if damage := _damage(path):
+            raise BadWeights(f"{path}: {damage}")
         return _read_stream(path)
-    except PermissionError:
+    except (PermissionError, BadWeights):
         raise
     except Exception as error:  # a hostile file may break the reader anywhere: each way is the file's fault
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise BadWeights(f"{path}: cannot be read as weights: {reason}") from error
+
+
+def _damage(path: Path) -> str:
+    """Return what is wrong with a file that cannot be a pickle; empty: nothing is seen."""
+    with path.open("rb") as file:
+        start = file.read(4)
+    if not start:
+        return "is empty"
+    return "truncated: an archive of torch.save without its end" if start == _ARCHIVE else ""
 
 
 def harvest(found: Any) -> dict[str, Tensor]:

@@ -350,6 +350,9 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, str]]:
     by_stem = {x.stem: x for x in reversed(files)}  # of two files with one stem, the one whose suffix sorts first
     if "encoder" in by_stem and "decoder" in by_stem:
         return [(by_stem[stem], f"{stem}.") for stem in ("encoder", "decoder")]
+    for there, lacking in (("encoder", "decoder"), ("decoder", "encoder")):
+        if there in by_stem and len(files) == 1:
+            raise BadWeights(f"{folder}: holds {files[0].name} and no file '{lacking}'; they are read together")
     for index in sorted(folder.glob("*.index.json"), reverse=True):  # safetensors before pytorch_model.bin
         return [(shard, "") for shard in _shards(index)]
     preferred = [x for x in files if x.suffix == ".safetensors"] or files

@@ -167,7 +167,9 @@ def test_a_whole_system_of_imported_parts_samples(dvae, clip, tmp_path, capsys):
     grid = tmp_path / "grid.png"
     run(capsys, "sample", out, "a red circle", "-n", "2", "--rerank", "3", "--out", grid)
     assert grid.stat().st_size > 0
-    assert "say which with --part" in fails(capsys, "export", out, "--layout", "openai", "--out", tmp_path / "o")
+    line = fails(capsys, "export", out, "--layout", "openai", "--out", tmp_path / "o")
+    assert "say which with --part" in line
+    assert "of which codebook, reranker may be written in layout openai" in line
     run(capsys, "export", out, "--part", "reranker", "--layout", "openai", "--out", tmp_path / "o.safetensors")
     assert equal(load_tensors(tmp_path / "o.safetensors")[0], torch.load(clip[1]))
     line = fails(capsys, "export", out, "--part", "prior", "--layout", "openay", "--out", tmp_path / "o")
@@ -192,11 +194,16 @@ def test_every_bad_file_is_one_line_and_leaves_nothing(dvae, clip, tmp_path, cap
     cut.write_bytes(clip[1].read_bytes()[:-3000])
     (place / "cut.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     (place / "empty").mkdir()
+    (place / "half").mkdir()
+    torch.save(theirs, place / "half" / "encoder.pkl")
+    (place / "nothing.pt").touch()
     wrong = theirs | {"visual.proj": torch.zeros(32, 25)}
     whole_numbers = theirs | {"visual.proj": torch.zeros(32, 24, dtype=torch.int64)}
     command = ["import", "clip-tiny", "--out", tmp_path / "x"]
     for path, line in {
-        cut: "cut.pt: ",
+        cut: "cut.pt: truncated",
+        place / "nothing.pt": "nothing.pt: is empty",
+        place / "half": "holds encoder.pkl and no file 'decoder'",
         place / "cut.safetensors": "cut.safetensors: truncated, or not a safetensors file",
         place / "empty": "which weight file is meant? found none",
         place / "none.pt": "no such weight file",

@@ -60,9 +60,9 @@ def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None
             return
         if out.is_dir():
             raise BadRun(f"'{out}' is a folder, and these weights are one file; choose another --out")
+        if layout is not None and len(parts) > 1:
+            parts = _one_of_layout(run, parts, layout)
         alone = len(parts) == 1
-        if layout is not None and not alone:
-            raise PartMismatch(f"a layout is of one part: say which with --part; {run} has {', '.join(parts)}")
         tensors = {
             name if alone else f"{role}.{name}": lazy for role, found in parts.items() for name, lazy in found().items()
         }
@@ -71,6 +71,22 @@ def export(run: Path, part: str | None, out: Path, raw: bool, layout: str | None
         stream_tensors(out, tensors, {"exported": sorted(parts)}, foreign=layout is not None)
     size = sum(lazy.dtype.itemsize * _count(lazy.shape) for lazy in tensors.values())
     click.echo(f"{out}: {', '.join(sorted(parts))}; {len(tensors)} tensors, {size:,} bytes")
+
+
+def _one_of_layout(run: Path, parts: Mapping[str, Found], layout: str) -> dict[str, Found]:
+    """Return the one part that is written in a layout.
+
+    Raises:
+        PartMismatch: none is, or several are.
+    """
+    found, _ = _outlined(run, parts)
+    roles = [part.role for part in found if layout in part.spec.exports]
+    if len(roles) != 1:
+        raise PartMismatch(
+            f"a layout is of one part: say which with --part; {run} has {', '.join(parts)}, of which "
+            f"{', '.join(roles) or 'none'} may be written in layout {layout}"
+        )
+    return {roles[0]: parts[roles[0]]}
 
 
 def _in_layout(run: Path, role: str, layout: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import zoo
 from zoo.cli import main
 from zoo.errors import NotReady
-from zoo.weights import read_metadata, save_tensors
+from zoo.weights import read_metadata, read_public, save_tensors
 from zoo_text.configs import BYTES, PublicBpe
 from zoo_text.pieces import Pieces
 from zoo_text.published import PublicTokenizer
@@ -75,6 +75,11 @@ def test_scores_equal_transformers(theirs, tmp_path, capsys):
     batch = tokenizer(CAPTIONS, padding="max_length", max_length=32, return_tensors="pt")
     expected = model(pixel_values=(images - mean) / std, **batch).logits_per_image.diag() / model.logit_scale.exp()
     assert torch.allclose(ours.score(images, CAPTIONS), expected, atol=1e-5)
+
+    back = tmp_path / "back.safetensors"  # of two parts one has this layout
+    assert "reranker; " in run(capsys, "export", tmp_path / "clip", "--layout", "huggingface", "--out", back)
+    theirs_again = read_public(back)
+    assert all(torch.equal(x, theirs_again[name]) for name, x in model.state_dict().items())
 
     system = zoo.build("dalle-tiny", overrides=[f"reranker={tmp_path / 'clip'}"])
     assert system.ready["reranker"]
