@@ -44,4 +44,5 @@ def zoo_specs() -> Iterable[Spec]:
             )
         ),
         EngineSpec(name="torch", build="zoo.train.engine:TorchEngine", summary="one process, plain torch"),
+        EngineSpec(name="double", build="zoo.train.double:DoubleEngine", summary="plain torch in fp64, for checks"),
     ]

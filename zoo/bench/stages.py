@@ -5,9 +5,10 @@ batch in one piece. The prior, whose loss is a mean over the tokens of a batch, 
 different lengths, as it is and with every process's share cut into micro-batches.
 
 Some models make much of a rounding: the dVAE's losses part within tens of updates whatever differs in the last bit. So
-there is a control, one process with two threads, which sums in another order and is the same training otherwise.
+there are two controls: one process with two threads, which sums in another order and is the same training otherwise;
+and one process beside two and four in double precision, where only a fault could part them.
 
-    python -m zoo.bench.stages --work runs/bench-stages        about ten minutes on two cores
+    python -m zoo.bench.stages --work runs/bench-stages        about a quarter of an hour on two cores
 
 A training whose folder is in `--work` and done is not made again.
 """
@@ -44,6 +45,8 @@ class Layout:
     said: Mapping[str, Any] = attrs.field(factory=dict)
     threads: int = 1
     """Of each."""
+    beside: str = "one process"
+    """Which training's losses these should be."""
 
 
 @attrs.frozen(kw_only=True)
@@ -69,11 +72,13 @@ class Case:
 
 
 ONE, CODEBOOK = "one process", Case(part="codebook")
-ALONE = Layout(processes=1)
+ONE_DOUBLE, DOUBLE = "one process, double", {"engine": "double"}
+ALONE = {ONE: Layout(processes=1), ONE_DOUBLE: Layout(processes=1, said=DOUBLE)}
 LAYOUTS = {
     "one, two threads": Layout(processes=1, threads=2),
     **{f"2 processes, ZeRO {zero}": Layout(processes=2, said={"zero": zero}) for zero in range(4)},
     "2 x 2, ZeRO 3": Layout(processes=4, said={"zero": 3, "per_node": 2, "shard": "machine"}),
+    **{f"{n} processes, double": Layout(processes=n, said=DOUBLE, beside=ONE_DOUBLE) for n in (2, 4)},
 }
 CASES = (
     CODEBOOK,
@@ -157,8 +162,9 @@ def train_all(work: Work) -> None:
     """
     if not work.pictures.exists():
         write_pictures(work.pictures)
-    train(work, ONE, ALONE, [CODEBOOK])
-    train(work, ONE, ALONE, dict.fromkeys(case.whole for case in CASES))
+    train(work, ONE, ALONE[ONE], [CODEBOOK])
+    for name, how in ALONE.items():
+        train(work, name, how, dict.fromkeys(case.whole for case in CASES))
     for layout, how in LAYOUTS.items():
         train(work, layout, how, CASES)
 
@@ -191,9 +197,10 @@ def rows(work: Work | None = None) -> list[Row]:
     train_all(work)
     found = {
         layout: {
-            case.name: apart(work.losses(ONE, case.whole), work.losses(layout, case), work.steps) for case in CASES
+            case.name: apart(work.losses(how.beside, case.whole), work.losses(layout, case), work.steps)
+            for case in CASES
         }
-        for layout in LAYOUTS
+        for layout, how in LAYOUTS.items()
     }
     print(table(found), file=sys.stderr)
     unit = "largest relative difference from one process's losses"

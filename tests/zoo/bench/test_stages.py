@@ -25,19 +25,23 @@ def test_the_largest_difference_counts_and_a_lost_update_is_infinite():
 
 def test_every_case_and_layout_has_a_folder_of_its_own(tmp_path):
     work = stages.Work(folder=tmp_path)
-    places = [work.out(layout, case) for layout in (stages.ONE, *stages.LAYOUTS) for case in stages.CASES]
+    places = [work.out(layout, case) for layout in (*stages.ALONE, *stages.LAYOUTS) for case in stages.CASES]
     assert len(set(places)) == len(places)
-    assert {how.said["zero"] for how in stages.LAYOUTS.values() if how.processes > 1} == {0, 1, 2, 3}
+    assert {how.said["zero"] for how in stages.LAYOUTS.values() if "zero" in how.said} == {0, 1, 2, 3}
+    assert {how.beside for how in stages.LAYOUTS.values()} == set(stages.ALONE)
+    assert all((how.beside == stages.ONE_DOUBLE) == (how.said == stages.DOUBLE) for how in stages.LAYOUTS.values())
 
 
 def test_rows_compare_pieces_with_the_whole_batch_of_one_process(tmp_path, monkeypatch):
     monkeypatch.setattr(stages, "train_all", lambda work: None)
     work = stages.Work(folder=tmp_path, steps=2)
-    for case in dict.fromkeys(case.whole for case in stages.CASES):
-        write(work, stages.ONE, case, [1.0, 2.0])
-    for layout in stages.LAYOUTS:
+    for name, scale in {stages.ONE: 1.0, stages.ONE_DOUBLE: 3.0}.items():
+        for case in dict.fromkeys(case.whole for case in stages.CASES):
+            write(work, name, case, [scale, 2.0 * scale])
+    for layout, how in stages.LAYOUTS.items():
+        scale = 3.0 if how.beside == stages.ONE_DOUBLE else 1.0
         for case in stages.CASES:
-            write(work, layout, case, [1.0, 2.0 * (1 + (1e-4 if case.pieces > 1 else 1e-6))])
+            write(work, layout, case, [scale, 2.0 * scale * (1 + (1e-4 if case.pieces > 1 else 1e-6))])
     found = {row.name: row for row in stages.rows(work)}
     assert len(found) == len(stages.CASES) * len(stages.LAYOUTS)
     beyond = [name for name, row in found.items() if row.ratio < 1]

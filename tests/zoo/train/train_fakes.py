@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.interfaces import Batch, Cond
 from zoo.nn import Residual
+from zoo.nn.precision import wide
 from zoo.parts import Recipe
 from zoo.rng import Rng
 from zoo.train.checkpoint import Checkpoints
@@ -60,13 +61,13 @@ class FakePrior(nn.Module):
     def loss(self, batch: Batch, cond: Cond, *, step: int, rng: Rng):
         x = self.embed(batch.codes[:, :-1])
         x = x + 0.1 * rng.normal(*x.shape[1:])
-        logits = self.head(self.block(x)).float()
+        logits = wide(self.head(self.block(x)))
         each = nn.functional.cross_entropy(logits.transpose(1, 2), batch.codes[:, 1:], reduction="none").mean(1)
         loss = each.mean()
         if self.poison is not None and self.poison(step):
             loss = loss * float("nan")
         if self.training:
-            self.seen.lerp_(loss.detach().float(), 0.1)
+            self.seen.lerp_(loss.detach().to(self.seen.dtype), 0.1)
         return {"loss": loss, "first": each[0].detach()}
 
 
