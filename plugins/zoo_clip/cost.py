@@ -59,7 +59,6 @@ def blocks(t: Tally, width: int, layers: int, heads: int, length: int, pairs: in
             t.norm("norm", width, length)
             t.linear("wide", width, 4 * width, length)
             t.keep(4 * length * width)  # the activation's input
-            t.keep(4 * length * width if activation == "quick_gelu" else 0)  # and its sigmoid
             t.linear("out", 4 * width, width, length)
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from zoo.nn.quick import quick_gelu
 from zoo.nn.residual import Residual
 
 
@@ -19,7 +20,7 @@ class QuickGelu(nn.Module):
     """x sigmoid(1.702 x) [2]."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(1.702 * x)
+        return quick_gelu(x)
 
 
 ACTIVATIONS = {"quick_gelu": QuickGelu, "gelu": nn.GELU}

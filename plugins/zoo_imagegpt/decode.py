@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn.precision import wide
+from zoo.nn.quick import QUICK
 from zoo.nn.rms import RmsNorm
 from zoo.nn.rows import Product
-from zoo_imagegpt.layers import EPS, QUICK, Attention, Block, Mlp
+from zoo_imagegpt.layers import EPS, Attention, Block, Mlp
 
 if TYPE_CHECKING:
     from zoo.interfaces import Cond

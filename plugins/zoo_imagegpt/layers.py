@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from zoo.nn.precision import full_precision
+from zoo.nn.quick import quick_gelu
 from zoo.nn.residual import Residual
 from zoo.nn.rms import RmsNorm
 from zoo_imagegpt.configs import ImageGptPrior
@@ -23,8 +24,6 @@ STD = 0.02
 STD_POSITION = 0.01
 EPS = 1e-5
 """Of the norms: what the released code calls layer norm takes no mean away and has no bias [2]."""
-QUICK = 1.702
-"""x * sigmoid(1.702 x), the activation [2], is silu(1.702 x) / 1.702, which keeps one tensor instead of two."""
 
 Sink = Callable[[Tensor, Tensor], None]
 """Takes a layer's keys and values [B,H,L,E]."""
@@ -101,8 +100,7 @@ class Mlp(nn.Module):
 
     def forward(self, x_BLD: Tensor) -> Tensor:
         """Return [B,L,D]."""
-        hidden = F.silu(self.up(self.norm(x_BLD)) * QUICK)
-        return self.down(hidden.mul_(1 / QUICK))  # in place: silu keeps what it was given, not what it made
+        return self.down(quick_gelu(self.up(self.norm(x_BLD))))
 
 
 class Block(nn.Module):

@@ -4,11 +4,12 @@ What is compared is the loss of every update with that of one process, which run
 batch in one piece. The prior, whose loss is a mean over the tokens of a batch, is trained again on captions of very
 different lengths, as it is and with every process's share cut into micro-batches.
 
-Some models make much of a rounding: the dVAE's losses part within tens of updates whatever differs in the last bit. So
-there are two controls: one process with two threads, which sums in another order and is the same training otherwise;
-and one process beside two and four in double precision, where only a fault could part them.
+High learning rates make much of a rounding: at the laptop recipe's 6e-3 the dVAE's losses part within tens of updates
+whatever differs in the last bit. So the codebook and the reranker are trained at their papers' rates too, and there are
+two controls: one process with two threads, which sums in another order and is the same training otherwise; and one
+process beside two and four in double precision, where only a fault could part them.
 
-    python -m zoo.bench.stages --work runs/bench-stages        about a quarter of an hour on two cores
+    python -m zoo.bench.stages --work runs/bench-stages        about twenty minutes on two cores
 
 A training whose folder is in `--work` and done is not made again.
 """
@@ -58,12 +59,18 @@ class Case:
     """Trained on captions of very different lengths."""
     pieces: int = 1
     """Micro-batches of a share."""
+    rate: float | None = None
+    """Learning rate; None: the recipe's."""
 
     @property
     def name(self) -> str:
         """What tables and folders say."""
-        more = (", ragged captions" if self.ragged else "", f", {self.pieces} pieces" if self.pieces > 1 else "")
-        return self.part + "".join(more)
+        said = {
+            f"rate {self.rate}": self.rate is not None,
+            "ragged captions": self.ragged,
+            f"{self.pieces} pieces": self.pieces > 1,
+        }
+        return ", ".join([self.part, *(text for text, true in said.items() if true)])
 
     @property
     def whole(self) -> Case:
@@ -82,7 +89,9 @@ LAYOUTS = {
 }
 CASES = (
     CODEBOOK,
+    Case(part="codebook", rate=1e-4),  # of DALL-E's dVAE, appendix A.2
     Case(part="reranker"),
+    Case(part="reranker", rate=5e-4),  # of CLIP's ViT-B/32, table 20
     Case(part="prior"),
     Case(part="prior", ragged=True),
     Case(part="prior", ragged=True, pieces=2),
@@ -114,7 +123,8 @@ class Work:
             "batch": self.batch, "accumulate": case.pieces, "sample_every": 0, "save_every": self.steps,
         }  # fmt: skip
         data = {"data": f"folder:{self.pictures}"} if case.ragged else {}
-        return {**said, **data, **how.said, "threads": how.threads}
+        rate = {} if case.rate is None else {"set": (f"{case.part}.train.lr={case.rate}",)}
+        return {**said, **data, **rate, **how.said, "threads": how.threads}
 
     def done(self, layout: str, case: Case) -> bool:
         """Return whether a training has ended."""
