@@ -27,7 +27,7 @@ def cost(c: Clip, batch: int) -> Cost:
         width, length = c.text_width, c.text_length
         t.weight("position", length, width)
         t.embedding("tokens", c.text_vocab, width, length)
-        blocks(t, width, c.text_layers, c.text_heads, length, length * (length + 1) // 2, c.activation)
+        blocks(t, width, c.text_layers, c.text_heads, length, length * (length + 1) // 2)
         t.norm("norm_out", width, length)
         t.linear("project", width, c.embed_dim, 1, bias=False)
     _contrast(t, c, batch)
@@ -41,13 +41,13 @@ def _vision(t: Tally, c: Clip, size: int) -> None:
     t.weight("position", length, width)
     t.conv("patches", 3, width, c.patch, patches, reads=size**2, bias=False)
     t.norm("norm_in", width, length)
-    blocks(t, width, c.vision_layers, c.vision_heads, length, length**2, c.activation)
+    blocks(t, width, c.vision_layers, c.vision_heads, length, length**2)
     t.norm("norm_out", width, 1)
     t.keep(stream=patches * width)  # the other rows of the tensor that the norm reads one row of
     t.linear("project", width, c.embed_dim, 1, bias=False)
 
 
-def blocks(t: Tally, width: int, layers: int, heads: int, length: int, pairs: int, activation: str) -> None:
+def blocks(t: Tally, width: int, layers: int, heads: int, length: int, pairs: int) -> None:
     """A tower's layers: residual sums number 2i (attention) and 2i + 1 (MLP)."""
     for i in range(layers):
         with t.at("blocks"), t.residual(2 * i, length * width):

@@ -20,6 +20,6 @@ def cost(c: ClipText) -> Cost:
     t = Tally()
     t.weight("position", rows, width)
     t.embedding("tokens", c.text_vocab, width, rows)
-    blocks(t, width, c.layers - 1, c.heads, rows, rows * (rows + 1) // 2, c.activation)
+    blocks(t, width, c.layers - 1, c.heads, rows, rows * (rows + 1) // 2)
     t.keep(raw=rows)
     return t.cost(encode=t.flops)
