@@ -351,7 +351,7 @@ def _files_of_folder(folder: Path) -> list[tuple[Path, str]]:
     if "encoder" in by_stem and "decoder" in by_stem:
         return [(by_stem[stem], f"{stem}.") for stem in ("encoder", "decoder")]
     for there, lacking in (("encoder", "decoder"), ("decoder", "encoder")):
-        if there in by_stem and len(files) == 1:
+        if there in by_stem and len(files) == 1 and files[0].suffix == ".pkl":  # as DALL-E's dVAE was published
             raise BadWeights(f"{folder}: holds {files[0].name} and no file '{lacking}'; they are read together")
     for index in sorted(folder.glob("*.index.json"), reverse=True):  # safetensors before pytorch_model.bin
         return [(shard, "") for shard in _shards(index)]

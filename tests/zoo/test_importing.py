@@ -169,7 +169,10 @@ def test_a_whole_system_of_imported_parts_samples(dvae, clip, tmp_path, capsys):
     assert grid.stat().st_size > 0
     line = fails(capsys, "export", out, "--layout", "openai", "--out", tmp_path / "o")
     assert "say which with --part" in line
-    assert "of which codebook, reranker may be written in layout openai" in line
+    assert "has codebook, reranker in layout openai" in line
+    line = fails(capsys, "export", out, "--layout", "openay", "--out", tmp_path / "o")
+    assert "layout 'openay' is unknown" in line
+    assert "openai" in line
     run(capsys, "export", out, "--part", "reranker", "--layout", "openai", "--out", tmp_path / "o.safetensors")
     assert equal(load_tensors(tmp_path / "o.safetensors")[0], torch.load(clip[1]))
     line = fails(capsys, "export", out, "--part", "prior", "--layout", "openay", "--out", tmp_path / "o")

@@ -7,7 +7,7 @@ different lengths, as it is and with every process's share cut into micro-batche
 High learning rates make much of a rounding: at the laptop recipe's 6e-3 the dVAE's losses part within tens of updates
 whatever differs in the last bit. So the codebook and the reranker are trained at their papers' rates too, and there are
 two controls: one process with two threads, which sums in another order and is the same training otherwise; and one
-process beside two and four in double precision, where only a fault could part them.
+process beside two and four of the core's own engine in double precision, where only a fault of it could part them.
 
     python -m zoo.bench.stages --work runs/bench-stages        about twenty minutes on two cores
 

@@ -21,7 +21,10 @@ Found = Callable[[], Mapping[str, Any]]
 
 @click.command()
 @click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
-@click.option("--part", help="One part alone, under its own names. Default: every part that has weights.")
+@click.option(
+    "--part",
+    help="One part alone, under its own names. Default: all that have weights; with --layout, the one that has it.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="The file to write, or a new folder.")
 @click.option("--raw", is_flag=True, help="Weights as trained, not their moving average: those of the checkpoints.")
 @click.option("--layout", "--to", help="A public layout, such as openai, for others. Default: the zoo's own names.")
@@ -77,14 +80,20 @@ def _one_of_layout(run: Path, parts: Mapping[str, Found], layout: str) -> dict[s
     """Return the one part that is written in a layout.
 
     Raises:
-        PartMismatch: none is, or several are.
+        UnknownName: none is.
+        PartMismatch: several are.
     """
+    from zoo.layouts import OWN
+
     found, _ = _outlined(run, parts)
-    roles = [part.role for part in found if layout in part.spec.exports]
-    if len(roles) != 1:
+    names = {part.role: (*part.spec.exports, OWN) for part in found}
+    roles = [role for role, known in names.items() if layout in known]
+    if not roles:
+        known = sorted({name for each in names.values() for name in each})
+        raise UnknownName("layout", layout, known, f"parts of {run} are written in {', '.join(known)}")
+    if len(roles) > 1:
         raise PartMismatch(
-            f"a layout is of one part: say which with --part; {run} has {', '.join(parts)}, of which "
-            f"{', '.join(roles) or 'none'} may be written in layout {layout}"
+            f"a layout is of one part: say which with --part; {run} has {', '.join(roles)} in layout {layout}"
         )
     return {roles[0]: parts[roles[0]]}
 

@@ -1,4 +1,4 @@
-"""The built-in engine in double precision: what still differs between two trainings is no rounding.
+"""The built-in engine in double precision, in which rounding is a billionth of what it is in single.
 
 It is for checks, several times as slow and twice as large. A model that makes much of a rounding (a dVAE's losses part
 within tens of updates when a sum is made in another order) trains alike here in every layout, or the layout is wrong.
@@ -25,7 +25,10 @@ from zoo.weights import Lazy
 
 
 class DoubleEngine:
-    """`TorchEngine` with weights, batches and gradients in fp64. Finished parts are written in fp32, as all are.
+    """`TorchEngine` with the trained part's weights, gradients and moments, and batches, in fp64.
+
+    Frozen parts compute in fp32, finished parts are written and losses recorded in fp32, as all are. What memory a
+    training needs is foretold as if it were in fp32, about half.
 
     Args:
         options: those of `TorchEngine`.
@@ -46,7 +49,13 @@ class DoubleEngine:
         return getattr(self._engine, name)
 
     def prepare(self, stage: Stage, recipe: Recipe, *, steps: int) -> None:
-        """Take the stage, whose weights become fp64; raises what `TorchEngine.prepare` raises."""
+        """Take the stage, whose weights become fp64.
+
+        Raises:
+            ConfigError: the recipe keeps moments in 16 bits, or what `TorchEngine.prepare` refuses.
+        """
+        if recipe.moments != "fp32":
+            raise ConfigError(f"train.moments = {recipe.moments}: engine 'double' keeps them in fp64; take fp32")
         self._engine.prepare(stage.double(), recipe, steps=steps)
 
     def __call__(self, batch: Batch, step: int, rng: Rng) -> Losses:

@@ -41,11 +41,9 @@ def check(options: Any) -> None:
         ConfigError: the text names the option and the engine that has it.
     """
     if options.zero is not None:
-        raise ConfigError("--zero shards a model, which engine 'torch' cannot: add --engine deepspeed")
+        raise ConfigError("--zero shards a model, which this engine cannot: say --engine deepspeed")
     if options.shard is not None:
-        raise ConfigError(
-            "--shard says what a model is sharded over, and engine 'torch' does not: add --engine deepspeed"
-        )
+        raise ConfigError("--shard says what a model is sharded over, and this engine does not: say --engine deepspeed")
     if options.precision == "fp16":
         raise ConfigError(
             "--precision fp16 scales the loss, which engine 'torch' does not: "

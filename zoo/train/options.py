@@ -17,7 +17,6 @@ from zoo import front
 from zoo.planning.jobs import PRECISIONS
 from zoo.planning.layout import SHARDS
 
-ENGINES = ("auto", "torch", "deepspeed")
 _positive = v.optional(v.ge(1))
 
 
@@ -97,7 +96,7 @@ class TrainOptions:
 @click.option("--batch", type=click.IntRange(1), help="Global batch, whatever the number of processes.")
 @click.option("--accumulate", type=click.IntRange(1), help="Split the batch into this many, to save memory.")
 @click.option("--seed", type=int, help="Decides everything random. Default: 0.")
-@click.option("--engine", default="auto", show_default=True, help="auto, torch, deepspeed, or a plugin's.")
+@click.option("--engine", default="auto", show_default=True, help="auto, torch, double, deepspeed, or a plugin's.")
 @click.option(
     "--deepspeed-config",
     "--deepspeed_config",

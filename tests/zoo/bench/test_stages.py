@@ -68,6 +68,8 @@ def test_a_layout_is_launched_once_with_what_is_left(tmp_path, monkeypatch):
     assert [command["part"] for command in commands] == [case.part for case in left]
     assert all((work.out(layout, case) / "codebook.safetensors").exists() for case in left if case.part == "prior")
     assert [command["accumulate"] for command in commands] == [case.pieces for case in left]
+    assert commands[0]["set"] == ("codebook.train.lr=0.0001",)
+    assert [("set" in command) for command in commands] == [case.rate is not None for case in left]
 
 
 def test_captions_are_of_very_different_lengths(tmp_path, monkeypatch):

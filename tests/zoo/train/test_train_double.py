@@ -105,3 +105,8 @@ def test_it_is_an_engine_of_its_name_and_refuses_other_precisions():
         make_engine(options(engine="double", precision="bf16"))
     with pytest.raises(ConfigError, match="--zero"):
         make_engine(options(engine="double", zero=2))
+
+
+def test_moments_in_16_bits_are_refused():
+    with pytest.raises(ConfigError, match="moments = 16-bit: engine 'double'"):
+        double(attrs.evolve(RECIPE, moments="16-bit", eps=1e-8))
