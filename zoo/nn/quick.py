@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 QUICK = 1.702
 """x sigmoid(1.702 x) is silu(1.702 x) / 1.702 [1]."""
 FLAT = 1e4
-"""From here on the slope is 0 or 1 in any precision; 1.702 x may be no number of fp16 where x is one."""
+"""From here on the slope is 0 or 1; 1.702 x may be no number of fp16 where x is one."""
 
 
 class _QuickGelu(torch.autograd.Function):
@@ -29,7 +29,10 @@ class _QuickGelu(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
-        slope: Tensor = torch.ops.aten.silu_backward(grad, (x * QUICK).clamp_(-FLAT, FLAT))
+        scaled = x * QUICK
+        if scaled.dtype == torch.float16:
+            scaled.clamp_(-FLAT, FLAT)
+        slope: Tensor = torch.ops.aten.silu_backward(grad, scaled)
         return slope
 
 
