@@ -280,3 +280,12 @@ def test_sharded_folders(tmp_path):
     index.write_text("[]")
     with pytest.raises(BadWeights, match="not an index"):
         weights.read_public(tmp_path)
+
+
+def test_a_folder_with_an_encoder_alone_is_half_a_dvae_only_as_a_pickle(tmp_path):
+    weights.save_tensors(tmp_path / "encoder.safetensors", {"a": torch.ones(2)})
+    assert list(weights.read_public(tmp_path)) == ["a"]
+    (tmp_path / "encoder.safetensors").unlink()
+    torch.save({"a": torch.ones(2)}, tmp_path / "encoder.pkl")
+    with pytest.raises(BadWeights, match=r"holds encoder\.pkl and no file 'decoder'"):
+        weights.read_public(tmp_path)

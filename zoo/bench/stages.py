@@ -9,7 +9,7 @@ whatever differs in the last bit. So the codebook and the reranker are trained a
 two controls: one process with two threads, which sums in another order and is the same training otherwise; and one
 process beside two and four of the core's own engine in double precision, where only a fault of it could part them.
 
-    python -m zoo.bench.stages --work runs/bench-stages        about twenty minutes on two cores
+    python -m zoo.bench.stages --work runs/bench-stages        about a quarter of an hour on two cores
 
 A training whose folder is in `--work` and done is not made again.
 """
